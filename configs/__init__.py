@@ -1,0 +1,5 @@
+"""Torch-free configuration: schema, YAML presets, overrides, documentation."""
+
+from configs.schema import AtelierConfig
+
+__all__ = ["AtelierConfig"]

@@ -1,0 +1,56 @@
+"""Which diffusion model is trained, and which of its weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from configs.base import Section
+
+
+class LoraSection(Section):
+    """The low-rank adapter: the only trainable weights. They stay float32 whatever the base's dtype."""
+
+    rank: int = Field(4, ge=1)
+    """Rank of the adapter (step-wise paper: 4 for SD-1.5, 64 for SDXL)."""
+    alpha: float | None = Field(None, gt=0)
+    """Scale numerator: the adapter is multiplied by alpha / rank. Unset: equal to the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the adapter. Anything above 0 makes sampler and learner log-probabilities disagree."""
+    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    """Layers that carry the adapter (name endings)."""
+
+    @property
+    def scale_numerator(self) -> float:
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+class ModelSection(Section):
+    """The base model, in diffusers' format."""
+
+    family: Literal["sd"] = "sd"
+    """Which family the checkpoint belongs to; `sd` is every pipeline shaped like Stable Diffusion 1.x."""
+    pretrained: str = "miniature"
+    """Local directory or hub id of a diffusers pipeline; `miniature` is the model in this repository."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of the frozen base; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    image_size: int | None = Field(None, ge=8)
+    """Height and width of the pictures in pixels. Unset: the size the model was trained at."""
+    lora: LoraSection = LoraSection()
+    """The adapter."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class NoiseSection(Section):
+    """How one stochastic denoising step is taken, in sampling and in training alike."""
+
+    num_steps: int = Field(20, ge=2, le=1000)
+    """Denoising steps from noise to picture (papers: 20)."""
+    eta: float = Field(1.0, gt=0, le=1)
+    """Stochasticity of the DDIM step (papers: 1). 0 has no log-probability and is refused."""
+    guidance_scale: float = Field(5.0, ge=1)
+    """Classifier-free guidance scale s (papers: 5). 1 switches guidance off."""
+    negative_prompt: str = ""
+    """What guidance pushes away from; empty as in the papers."""
