@@ -1,0 +1,1 @@
+"""The learner side: objectives, engine, loop, checkpoints, telemetry, export, main."""

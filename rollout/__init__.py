@@ -1,0 +1,1 @@
+"""The rollout side: prompts, policy, sampling, records, queue, weights, workers, evaluator."""
