@@ -1,4 +1,4 @@
-"""What travels from rollout to learner: a frozen, validated record with its own byte form (safetensors + JSON, no pickle).
+"""What travels from rollout to learner: a frozen, validated record; its bytes are safetensors + JSON, never a pickle.
 
 Shapes: T pairs kept, S scored steps, K candidates, C H W latent, L D conditioning tokens and width.
 """
@@ -78,7 +78,7 @@ class PreferenceGroup:
     score_timesteps: Tensor
     """int64 [S]: the timestep at which each row was scored."""
     final_score: float
-    """Mean score of the finished pictures, at timestep 0."""
+    """Mean score of the last candidates: finished pictures at timestep 0, unless the sampler is set to stop earlier."""
 
     def __post_init__(self) -> None:
         pairs = self.num_pairs

@@ -1,0 +1,198 @@
+"""The policy: one diffusion model with its adapter, as sampler and learner both see it.
+
+Everything outside the networks is float32. The reference is the same network with the adapter switched off, in the
+same dtype and through the same code, so that the ratio of the two is 1 before the first update.
+Shapes: B rows, C H W latent, h w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from configs.model import LoraSection, ModelSection, NoiseSection
+from rollout.adapter import adapter_checksum
+from rollout.assets import pipeline_path
+from rollout.conditioning import Conditioning
+from rollout.families import FAMILIES, Family
+from rollout.transition import NoiseSchedule
+
+ADAPTER_NAME = "default"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DiffusionPolicy:
+    """A diffusers model, its noise schedule and its adapter. Build it with `load_policy`."""
+
+    def __init__(
+        self, family: Family, schedule: NoiseSchedule, noise: NoiseSection, latent_shape: tuple[int, int, int]
+    ) -> None:
+        self.schedule = schedule
+        self.latent_shape = latent_shape
+        self.max_batch: int | None = None
+        """Most rows in one call of network or decoder while no gradient is needed."""
+        self._family = family
+        self._noise = noise
+
+    @property
+    def network(self) -> Any:
+        """The denoising network (nn.Module) that carries the adapter."""
+        return self._family.network
+
+    @property
+    def device(self) -> torch.device:
+        return self.schedule.alphas_cumprod.device
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of each prompt, the negative prompt's included."""
+        return self._family.encode(prompts, self._noise.negative_prompt)
+
+    def predict(self, x: Tensor, t: Tensor, conditioning: Conditioning, *, network: nn.Module | None = None) -> Tensor:
+        """Guided network output, float32 [B, C, H, W], for x float32 [B, C, H, W] at t int64 [B].
+
+        `network` stands in for the bare network where an engine wraps it (training).
+        """
+
+        def call(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            return self._family.forward(network or self.network, x, t, conditioning, self._noise.guidance_scale)
+
+        if torch.is_grad_enabled() or self.max_batch is None or len(x) <= self.max_batch:
+            return call(x, t, conditioning)
+        parts = [slice(start, start + self.max_batch) for start in range(0, len(x), self.max_batch)]
+        return torch.cat([call(x[part], t[part], conditioning.rows(part)) for part in parts])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures float32 [B, 3, h, w] in [-1, 1] of latents float32 [B, C, H, W]."""
+        vae = self._require_vae()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+
+        def call(part: Tensor) -> Tensor:
+            scaled = part / vae.config.scaling_factor + shift
+            return vae.decode(scaled.to(vae.dtype), return_dict=False)[0].float().clamp(-1, 1)
+
+        return self._in_parts(call, latents)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents float32 [B, C, H, W] (the posterior's mean) of pictures [B, 3, h, w] in [-1, 1]."""
+        vae = self._require_vae()
+        shift = getattr(vae.config, "shift_factor", None) or 0.0
+
+        def call(part: Tensor) -> Tensor:
+            mean = vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode().float()
+            return (mean - shift) * vae.config.scaling_factor
+
+        return self._in_parts(call, images)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the network is the frozen base: adapter off, same path, same dtype.
+
+        The flag is set on the layers themselves: peft's public switch also toggles requires_grad, which would detach
+        the hooks that a training engine has put on the adapter's parameters.
+        """
+        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The adapter's parameters with stable names (`...to_q.lora_A.weight`), sorted by name."""
+        named = ((name, p) for name, p in self.network.named_parameters() if ".lora_" in name)
+        return sorted((name.replace(f".{ADAPTER_NAME}.", "."), p) for name, p in named)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """A float32 CPU copy of the adapter."""
+        return {name: p.detach().float().cpu().clone() for name, p in self.trainable_parameters()}
+
+    def load_adapter(self, state: Mapping[str, Tensor], checksum: str) -> None:
+        """Copy `state` into the existing tensors and verify the result against `checksum`.
+
+        Raises ValueError, before anything is changed, when names or shapes differ, and when the checksum does.
+        """
+        own = dict(self.trainable_parameters())
+        if missing := sorted(own.keys() ^ state.keys()):
+            raise ValueError(f"adapter of another model or rank: {len(missing)} names differ, first {missing[:3]}")
+        for name, parameter in own.items():
+            if state[name].shape != parameter.shape:
+                found, wanted = tuple(state[name].shape), tuple(parameter.shape)
+                raise ValueError(f"adapter tensor {name} has shape {found}; this model needs {wanted}")
+        if (found_sum := adapter_checksum(dict(state))) != checksum:
+            raise ValueError(f"adapter checksum {found_sum[:12]} differs from the published {checksum[:12]}")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+        if (loaded := adapter_checksum(self.adapter_state())) != checksum:
+            raise RuntimeError(f"adapter changed while loading: {loaded[:12]} instead of {checksum[:12]}")
+
+    def _require_vae(self) -> Any:
+        if self._family.vae is None:
+            raise RuntimeError("this policy was loaded without its autoencoder (network_only)")
+        return self._family.vae
+
+    def _in_parts(self, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        return torch.cat([call(part) for part in rows.split(self.max_batch or len(rows))])
+
+
+def load_policy(
+    model: ModelSection,
+    noise: NoiseSection,
+    device: torch.device | str,
+    *,
+    seed: int,
+    network_only: bool = False,
+) -> DiffusionPolicy:
+    """Read the pipeline, freeze it, and give its network an adapter that changes nothing yet (B = 0).
+
+    `seed` fixes the adapter's initialisation, so that every process starts from the same one. `network_only` leaves
+    out decoder and text encoder. The adapter is float32 whatever the base's dtype.
+    """
+    device = torch.device(device)
+    family = FAMILIES[model.family].load(
+        pipeline_path(model.pretrained), resolve_dtype(model.dtype, device), network_only=network_only
+    )
+    schedule = NoiseSchedule.from_scheduler(family.scheduler, noise.num_steps, eta=noise.eta)
+    family.to(device)
+    _add_adapter(family.network, model.lora, seed)
+    if model.gradient_checkpointing:
+        family.network.enable_gradient_checkpointing()
+    return DiffusionPolicy(family, schedule.to(device), noise, family.latent_shape(model.image_size))
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return _DTYPES[name]
+
+
+def _add_adapter(network: Any, lora: LoraSection, seed: int) -> None:
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.scale_numerator,
+        lora_dropout=lora.dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(lora.target_modules),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        device = next(network.parameters()).device
+        network.to("cpu").add_adapter(config, adapter_name=ADAPTER_NAME)
+        network.to(device)
+    adapter = [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
+    if not adapter:
+        raise ValueError(f"no layer of this network ends in any of model.lora.target_modules {lora.target_modules}")
+    for parameter in adapter:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
