@@ -1,0 +1,89 @@
+"""A module's weights as files: safetensors, or a weights-only pickle of tensors. Nothing is ignored on the way in."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_LISTED = 20
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Name → tensor, on the CPU, from a `.safetensors` file or a weights-only `.bin`, `.pt` or `.pth`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another ending, a truncated or foreign file, or one that holds more than named tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+        raise ValueError(f"checkpoint {path} ends in {path.suffix!r}; expected .safetensors, .bin, .pt or .pth")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError) as error:
+        raise ValueError(f"checkpoint {path} cannot be read (truncated, or not a weights file): {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"checkpoint {path} is not a flat mapping from names to tensors")
+    return state
+
+
+def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Copy `state` into `module`, every tensor of it and into every parameter.
+
+    A name that the module does not store is tolerated only where it is a buffer of equal value (older versions of
+    transformers stored `position_ids`).
+
+    Raises:
+        ValueError: names are missing or unexpected, or shapes differ; lists them.
+    """
+    wanted = module.state_dict()
+    buffers = dict(module.named_buffers())
+    missing = sorted(wanted.keys() - state.keys())
+    unexpected = sorted(
+        name
+        for name in state.keys() - wanted.keys()
+        if name not in buffers or not torch.equal(state[name].to(buffers[name]), buffers[name])
+    )
+    shapes = [
+        f"{name} {list(state[name].shape)} for {list(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    if any(names for _, names in faults):
+        listed = "; ".join(f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults if names)
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {listed}")
+    module.load_state_dict({name: state[name] for name in wanted})
+
+
+def write_weights(module: nn.Module, path: Path | str) -> None:
+    """Write the module's state as safetensors. The file appears whole or not at all: temporary file, fsync, rename."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"checkpoint {path} has to end in .safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    try:
+        save_file(state, temporary, metadata={"format": "pt"})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _shorten(names: list[str]) -> str:
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
