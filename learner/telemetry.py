@@ -1,0 +1,234 @@
+"""Telemetry: everything a run reports, written by one process, so that a resumed run has neither gaps nor duplicates.
+
+    loop ─ scalars ─┐                    ┌─► run.dir/tb/            TensorBoard: one run, one directory
+    main ─ queue ───┼─► Telemetry actor ─┼─► run.dir/metrics.jsonl  one line a step, merged
+    main ─ images ──┘                    └─► progress()             what the console line shows
+
+Resuming at step n removes whatever lies beyond n from both: event files are rewritten without it rather than only
+marked (`purge_step`), because TensorBoard's fast data server does not act on the mark until a tag is written again.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+from PIL import Image
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
+
+from learner.metrics_log import MetricsLog
+from learner.progress import PROGRESS_TAGS
+
+if TYPE_CHECKING:
+    from configs.schema import AtelierConfig
+
+GROUPS = (
+    "reward", "pairs", "loss", "ratio", "queue", "weights", "throughput", "eval", "appearance", "diversity", "memory",
+)  # fmt: skip
+_RATE_WINDOW_STEPS = 50  # the ETA follows the speed of this many latest steps
+_HPARAMS_TAG = "_hparams_/"  # TensorBoard's own prefix
+
+
+class Telemetry:
+    """The only writer of a run's `tb/` and `metrics.jsonl`. A plain class; `create_telemetry` wraps it for Ray."""
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        resume_step: int | None = None,
+        *,
+        total_steps: int | None = None,
+        total_batches: int | None = None,
+    ) -> None:
+        """
+        run_dir: created when missing.
+        resume_step: the last optimiser step to keep; None leaves what is there and adds to it.
+        total_steps, total_batches: the run's planned length, for the progress line.
+        """
+        self._tb_dir = Path(run_dir) / "tb"
+        self._log = MetricsLog(Path(run_dir) / "metrics.jsonl")
+        self._totals = {"total_steps": total_steps, "total_batches": total_batches}
+        self._started_sec = time.time()
+        self._pace: deque[tuple[int, float]] = deque(maxlen=_RATE_WINDOW_STEPS)
+        self._nonfinite = 0
+        self._writer: SummaryWriter | None = None
+        if resume_step is not None:
+            self.resume_at(resume_step)
+        else:
+            self._writer = SummaryWriter(str(self._tb_dir), flush_secs=10)
+
+    def resume_at(self, step: int) -> None:
+        """Forgets every scalar, image and final score beyond optimiser step `step`; the next ones follow it."""
+        if self._writer is not None:
+            self._writer.close()
+        self._log.truncate(step)
+        drop_later_events(self._tb_dir, step)
+        self._writer = SummaryWriter(str(self._tb_dir), purge_step=step + 1, flush_secs=10)
+        self._pace.clear()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes `{tag: value}` at optimiser step `step`; non-finite values too, which are counted.
+
+        Raises ValueError for a tag outside the known groups, before anything is written.
+        """
+        writer, now = self._open_writer(), time.time()
+        plain = {_checked(tag): float(value) for tag, value in values.items()}
+        self._nonfinite += sum(not math.isfinite(value) for value in plain.values())
+        for tag, value in plain.items():
+            writer.add_scalar(tag, value, step, walltime=now)
+        self._log.write(step, plain, now)
+        writer.flush()
+        if not self._pace or step > self._pace[-1][0]:
+            self._pace.append((step, now))
+
+    def images(self, step: int, pictures: Mapping[str, bytes | np.ndarray]) -> None:
+        """Writes `{tag: picture}`: PNG bytes as they are, or uint8 [H, W, 3]. Raises ValueError for anything else."""
+        writer = self._open_writer()
+        encoded = [(_checked(tag), _png(tag, picture)) for tag, picture in pictures.items()]
+        for tag, png in encoded:
+            with Image.open(io.BytesIO(png)) as opened:
+                width, height = opened.size
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+            _add_summary(writer, Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        writer.flush()
+
+    def hparams(self, config: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
+        """Shows the run, its settings and its final scores in TensorBoard's HPARAMS tab.
+
+        `metrics` are tags of the known groups. They go into the run's own directory: SummaryWriter.add_hparams would
+        open a second run named by the clock. A score that the run has not just reported is written at its last step.
+        """
+        writer = self._open_writer()
+        plain = {_checked(tag): float(value) for tag, value in metrics.items()}
+        missing = {tag: value for tag, value in plain.items() if self._log.latest.get(tag) != value}
+        if missing:
+            self.scalars(self._log.last_step or 0, missing)
+        for summary in hparams_summaries(dict(config), plain):
+            _add_summary(writer, summary, self._log.last_step or 0)
+        writer.flush()
+
+    def progress(self) -> dict[str, float | None]:
+        """What the console line shows (learner/progress.py); None for what is not known yet. Times in seconds."""
+        latest = {field: self._log.latest.get(tag) for field, tag in PROGRESS_TAGS.items()}
+        return {
+            "step": self._log.last_step or 0,
+            **self._totals,
+            **latest,
+            "elapsed_sec": time.time() - self._started_sec,
+            "eta_sec": self._eta_sec(),
+            "nonfinite_scalars": self._nonfinite,
+        }
+
+    def close(self) -> None:
+        """Flushes and closes both files; a second call does nothing."""
+        if self._writer is not None:
+            self._writer.close()
+            self._log.close()
+            self._writer = None
+
+    def _open_writer(self) -> SummaryWriter:
+        if self._writer is None:
+            raise RuntimeError("telemetry is closed")
+        return self._writer
+
+    def _eta_sec(self) -> float | None:
+        total = self._totals["total_steps"]
+        if total is None or len(self._pace) < 2:
+            return None
+        (first_step, first_sec), (last_step, last_sec) = self._pace[0], self._pace[-1]
+        return max(0, total - last_step) * (last_sec - first_sec) / (last_step - first_step)
+
+
+def create_telemetry(config: AtelierConfig, resume_step: int | None = None) -> Any:
+    """The run's telemetry as a named Ray actor, without CPUs or GPUs, on the caller's node, where `run.dir` is."""
+    settings = config.learner
+    return (
+        ray.remote(num_cpus=0)(Telemetry)
+        .options(
+            name=f"atelier-telemetry-{config.run.name}",
+            namespace="atelier",
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+        )
+        .remote(
+            str(config.run.path.resolve()),
+            resume_step,
+            total_steps=settings.max_batches * settings.updates_per_batch,
+            total_batches=settings.max_batches,
+        )
+    )
+
+
+def flatten_config(config: AtelierConfig) -> dict[str, bool | int | float | str]:
+    """Dotted names and plain values of the whole configuration, as HPARAMS wants them; unset fields are left out."""
+    flat: dict[str, bool | int | float | str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, child in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, child)
+        elif isinstance(value, list | dict):
+            flat[prefix] = str(value)
+        elif value is not None:
+            flat[prefix] = value
+
+    walk("", config.model_dump(mode="json"))
+    return flat
+
+
+def drop_later_events(tb_dir: Path, last_step: int) -> None:
+    """Rewrites each event file of `tb_dir` without what lies beyond `last_step`, hparams, and a torn last record."""
+    for path in sorted(tb_dir.glob("events.out.tfevents.*")):
+        tmp = path.with_name("rewriting.tmp")  # a name that TensorBoard does not take for an event file
+        with tmp.open("wb") as file:
+            records = RecordWriter(file)
+            for record in RawEventFileLoader(str(path)).Load():
+                if _kept(Event.FromString(record), last_step):
+                    records.write(record)
+            records.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+
+
+def _kept(event: Event, last_step: int) -> bool:
+    if event.WhichOneof("what") == "file_version":
+        return True
+    is_hparams = any(value.tag.startswith(_HPARAMS_TAG) for value in event.summary.value)
+    return event.WhichOneof("what") == "summary" and event.step <= last_step and not is_hparams
+
+
+def _add_summary(writer: SummaryWriter, summary: Summary, step: int) -> None:
+    """What SummaryWriter has no public method for: a summary that is built already."""
+    file_writer: Any = writer.file_writer
+    file_writer.add_summary(summary, step)
+
+
+def _checked(tag: str) -> str:
+    group, slash, name = tag.partition("/")
+    if group not in GROUPS or not slash or not name:
+        raise ValueError(f"tag {tag!r}: must be <group>/<name> with a group out of {', '.join(GROUPS)}")
+    return tag
+
+
+def _png(tag: str, picture: bytes | np.ndarray) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"image {tag!r}: expected PNG bytes or uint8 [H, W, 3], got {picture.dtype} {picture.shape}")
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
