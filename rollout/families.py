@@ -52,7 +52,7 @@ class StableDiffusionFamily:
         absent = {"vae": None, "text_encoder": None, "tokenizer": None} if network_only else {}
         pipeline = StableDiffusionPipeline.from_pretrained(
             path,
-            torch_dtype=dtype,
+            dtype=dtype,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
