@@ -159,9 +159,15 @@ def load_policy(
     out decoder and text encoder. The adapter is float32 whatever the base's dtype.
     """
     device = torch.device(device)
-    family = FAMILIES[model.family].load(
-        pipeline_path(model.pretrained), resolve_dtype(model.dtype, device), network_only=network_only
-    )
+    dtype = resolve_dtype(model.dtype, device)
+    family = FAMILIES[model.family].load(pipeline_path(model.pretrained), dtype, network_only=network_only)
+    return assemble_policy(family, model, noise, device, seed=seed)
+
+
+def assemble_policy(
+    family: Family, model: ModelSection, noise: NoiseSection, device: torch.device, *, seed: int
+) -> DiffusionPolicy:
+    """`load_policy` for a pipeline that is in memory already."""
     schedule = NoiseSchedule.from_scheduler(family.scheduler, noise.num_steps, eta=noise.eta)
     family.to(device)
     _add_adapter(family.network, model.lora, seed)

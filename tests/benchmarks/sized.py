@@ -1,0 +1,92 @@
+"""Random-weight models of a published size: what throughput and memory are measured with where no weights can be had."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from configs.model import ModelSection, NoiseSection
+from configs.rollout import StepAwareScorer as ScorerSettings
+from reward import Scorer, build_scorer
+from rollout.families import StableDiffusionFamily
+from rollout.policy import DiffusionPolicy, assemble_policy, load_policy, resolve_dtype
+
+
+def byte_tokenizer(folder: Path, length: int = 77) -> CLIPTokenizer:
+    """A CLIP tokenizer of single bytes, as long as the published one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+    tokens = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: n for n, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    end = "<|endoftext|>"
+    special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def sd15_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> DiffusionPolicy:
+    """Stable Diffusion 1.5's network (860 M), decoder and text encoder (ViT-L) with random weights."""
+    model = ModelSection(pretrained="random-sd15", dtype=dtype)
+    torch.manual_seed(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = byte_tokenizer(Path(folder))
+    with torch.device(device):
+        torch.set_default_dtype(resolve_dtype(dtype, device))
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+            )  # fmt: skip
+        )
+        torch.set_default_dtype(torch.float32)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    return assemble_policy(StableDiffusionFamily(pipeline), model, NoiseSection(), device, seed=seed)
+
+
+def vit_h_scorer(device: torch.device, folder: Path) -> Scorer:
+    """A step-aware preference model of CLIP ViT-H/14's size at its start, random weights."""
+    tokenizer = byte_tokenizer(folder)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = CLIPConfig(
+        text_config={
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "hidden_act": "gelu", **ends,
+        },
+        vision_config={
+            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+            "patch_size": 14, "image_size": 224, "hidden_act": "gelu",
+        },
+        projection_dim=1024,
+    )  # fmt: skip
+    CLIPModel(config).save_pretrained(folder)
+    return build_scorer(ScorerSettings(clip=str(folder)), device)
+
+
+def miniature(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> tuple[DiffusionPolicy, Scorer]:
+    """The model in this repository and its preference model."""
+    policy = load_policy(ModelSection(dtype=dtype), NoiseSection(), device, seed=seed)
+    return policy, build_scorer(ScorerSettings(), device)
