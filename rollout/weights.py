@@ -1,0 +1,182 @@
+"""The weight mailbox: the newest adapter, versioned, checksummed, on disk, and handed out by reference.
+
+    learner rank 0 ── publish(version, bytes) ──► WeightMailbox ── wait_for / wait_change ──► pool: a batch is released
+                                                     │    │  └─ latest() ─► (version, [ref]) ──► workers, between chunks
+             adapters/<step>.safetensors ◄───────────┘    └──── history() ───────────► queue: checksums that it knows
+             tmp + fsync + rename, reloaded after a restart
+
+`publish` wakes everyone who waits. A learner that restarts from a checkpoint publishes with a higher `attempt`: that
+takes back every version of later batches, which no group may carry any more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from rollout.adapter import adapter_checksum, deserialise_adapter
+from rollout.records import read_metadata
+from rollout.wakeup import Wakeup
+
+logger = logging.getLogger(__name__)
+_METADATA_KEY = "version"
+
+
+@dataclass(frozen=True)
+class AdapterVersion:
+    """Which adapter this is."""
+
+    step: int
+    """Optimiser steps taken."""
+    batch: int
+    """Global batches trained when it was published: the batch that it samples under `schedule: sync`."""
+    attempt: int
+    """Starts of the learner before this one; higher after every restart."""
+    sha256: str
+    """`adapter_checksum` of the adapter."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Later versions compare greater, restarts included."""
+        return self.attempt, self.batch
+
+
+class WeightMailbox:
+    """Plain asyncio class; `store` keeps bytes where workers can fetch them (`ray.put`) and returns the reference."""
+
+    def __init__(self, directory: Path, *, store: Callable[[bytes], Any], keep_files: int = 8) -> None:
+        """Reads the newest valid file of `directory`, created when missing; the `keep_files` newest stay there."""
+        self._directory = directory
+        self._store = store
+        self._keep_files = keep_files
+        self._changed = Wakeup()
+        self._closed: str | None = None
+        self._current: tuple[AdapterVersion, Any] | None = None
+        self._history: list[AdapterVersion] = []
+        directory.mkdir(parents=True, exist_ok=True)
+        self._reload()
+
+    async def publish(self, version: AdapterVersion, state: bytes) -> None:
+        """Persist and hand out a new adapter (safetensors bytes). Publishing the same version again changes nothing.
+
+        Raises ValueError, with nothing changed, when the bytes do not match the version's checksum or the version is
+        not newer than the current one; OSError when the file cannot be written.
+        """
+        current = self.version
+        if version == current:
+            return
+        if current is not None and version.order <= current.order:
+            raise ValueError(
+                f"published (attempt, batch) {version.order} is not after the current {current.order}; "
+                "a learner that starts again publishes with attempt = latest().attempt + 1"
+            )
+        adapter = _verified(version, state)
+        data = save_safetensors(adapter, metadata={_METADATA_KEY: json.dumps(asdict(version))})
+        write_atomically(self._directory / f"{version.step}.safetensors", data)
+        self._make_current(version, data)
+        self._prune()
+        self._changed.fire()
+
+    @property
+    def version(self) -> AdapterVersion | None:
+        """The current version; None before the first publish."""
+        return None if self._current is None else self._current[0]
+
+    async def latest(self) -> tuple[AdapterVersion, list[Any]] | None:
+        """The current version and, inside a list so that Ray does not resolve it, the reference of its bytes."""
+        return None if self._current is None else (self._current[0], [self._current[1]])
+
+    async def history(self) -> list[AdapterVersion]:
+        """All versions that groups may carry, oldest first; versions taken back by a restart are not among them."""
+        return list(self._history)
+
+    async def wait_for(self, min_batch: int, timeout_sec: float | None = None) -> AdapterVersion | None:
+        """The current version once its batch is at least `min_batch`; None on timeout or `close`."""
+        return await self._wait(lambda version: version.batch >= min_batch, timeout_sec)
+
+    async def wait_change(
+        self, known: AdapterVersion | None, timeout_sec: float | None = None
+    ) -> AdapterVersion | None:
+        """The current version once it is another than `known`; None on timeout or `close`."""
+        return await self._wait(lambda version: version != known, timeout_sec)
+
+    async def close(self, reason: str) -> None:
+        """Wake everyone who waits; they get None from now on."""
+        self._closed = reason
+        self._changed.fire()
+
+    async def _wait(self, accept: Callable[[AdapterVersion], bool], timeout_sec: float | None) -> AdapterVersion | None:
+        def ready() -> bool:
+            return self.version is not None and accept(self.version)
+
+        await self._changed.until(lambda: self._closed is not None or ready(), timeout_sec)
+        return self.version if self._closed is None and ready() else None
+
+    def _make_current(self, version: AdapterVersion, data: bytes) -> None:
+        self._current = (version, self._store(data))
+        self._history = [*(old for old in self._history if old.batch < version.batch), version]
+
+    def _reload(self) -> None:
+        for leftover in self._directory.glob("*.tmp"):
+            leftover.unlink()
+        versions: list[AdapterVersion] = []
+        newest: tuple[AdapterVersion, bytes] | None = None
+        for path in self._directory.glob("*.safetensors"):
+            try:
+                version, data = _read(path)
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                logger.error("skipping damaged adapter file %s: %s", path, error)
+                continue
+            versions.append(version)
+            if newest is None or version.order > newest[0].order:
+                newest = version, data
+        if newest is not None:
+            self._history = sorted(versions, key=lambda version: version.order)
+            self._make_current(*newest)
+
+    def _prune(self) -> None:
+        kept = {version.step for version in self._history[-self._keep_files :]}
+        for path in self._directory.glob("*.safetensors"):
+            if path.stem.isdigit() and int(path.stem) not in kept:
+                path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[AdapterVersion, bytes]:
+    data = path.read_bytes()
+    version = AdapterVersion(**json.loads(read_metadata(data)[_METADATA_KEY]))
+    _verified(version, data)
+    return version, data
+
+
+def _verified(version: AdapterVersion, data: bytes) -> dict[str, Tensor]:
+    adapter = deserialise_adapter(data)
+    if (found := adapter_checksum(adapter)) != version.sha256:
+        raise ValueError(f"adapter of step {version.step} has checksum {found[:12]}, not {version.sha256[:12]}")
+    return adapter
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `path` so that after a crash at any moment it holds either its old or its new content, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
