@@ -1,0 +1,111 @@
+"""The model card beside an exported LoRA: what it is, how to load it, what it was trained with, what it measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from configs.schema import AtelierConfig
+from rollout.assets import MINIATURE
+
+_MINIATURE_PLACE = "rollout/miniature/pipeline"  # where the bundled model lies in the repository
+
+
+def model_card(
+    config: AtelierConfig,
+    *,
+    adapter_sha256: str,
+    steps: int,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> str:
+    """Markdown with the hub's front matter. `before` and `after`: metric -> value on the same prompts and seeds."""
+    name = config.run.name
+    base = _MINIATURE_PLACE if config.model.pretrained == MINIATURE else config.model.pretrained
+    return "\n".join(
+        [
+            _front_matter(base),
+            f"# {name}\n",
+            f"A LoRA for `{base}`, post-trained to a taste with step-wise preference optimisation: {steps} optimiser "
+            "steps on preference pairs that the model drew itself and a step-aware preference model judged.\n",
+            f"Adapter sha256: `{adapter_sha256}`\n",
+            _usage(config, base),
+            "## Results\n",
+            _results(config, before, after),
+            "## Settings\n",
+            _settings(config, steps),
+            "<details><summary>The whole configuration</summary>\n",
+            f"```json\n{_configuration(config)}\n```\n\n</details>\n",
+        ]
+    )
+
+
+def _front_matter(base: str) -> str:
+    """Parsed by the hub: json.dumps quotes what YAML would misread."""
+    return (
+        f"---\nbase_model: {json.dumps(base)}\nlibrary_name: diffusers\n"
+        "tags: [lora, text-to-image, preference-optimization]\n---\n"
+    )
+
+
+def _usage(config: AtelierConfig, base: str) -> str:
+    noise = config.noise
+    return f"""## Use
+
+diffusers, in the folder that holds this file:
+
+```python
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained({json.dumps(base)})
+pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")
+image = pipeline(
+    "a prompt", num_inference_steps={noise.num_steps}, guidance_scale={noise.guidance_scale}, eta={noise.eta}
+).images[0]
+```
+
+ComfyUI, AUTOMATIC1111 and others that read kohya's names: put `kohya/{config.run.name}.safetensors` into their folder
+for LoRAs (`models/loras` in ComfyUI) and load it with strength 1. Both files hold the same weights.
+"""
+
+
+def _results(config: AtelierConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    evaluation = config.evaluation
+    rows = [
+        f"| {metric} | {before[metric]:.4g} | {after[metric]:.4g} | {after[metric] - before[metric]:+.4g} |\n"
+        for metric in before
+        if metric in after
+    ]
+    return (
+        f"On the first {evaluation.num_prompts} held-out prompts, seeds {evaluation.seed} onwards, the same before and "
+        "after. The reward is what the training aimed at; the other measures were not part of it.\n\n"
+        "| measure | before | after | difference |\n|---|---:|---:|---:|\n" + "".join(rows)
+    )
+
+
+def _settings(config: AtelierConfig, steps: int) -> str:
+    lora, learner, sampler, noise = config.model.lora, config.learner, config.rollout.sampler, config.noise
+    rows = {
+        "optimiser steps": steps,
+        "rank, alpha": f"{lora.rank}, {lora.scale_numerator:g}",
+        "target modules": ", ".join(lora.target_modules),
+        "learning rate": f"{learner.optimizer.lr:g}, {learner.optimizer.decay}",
+        "objective": ", ".join(f"{k} {v}" for k, v in learner.objective.model_dump().items()),
+        "prompts in a batch": learner.groups_per_batch,
+        "candidates a step": sampler.num_candidates,
+        "block length": sampler.block_length,
+        "first candidates at timestep": sampler.kappa,
+        "denoising steps, eta, guidance": f"{noise.num_steps}, {noise.eta:g}, {noise.guidance_scale:g}",
+        "schedule": config.schedule.type,
+        "seed": config.run.seed,
+    }
+    lines = [f"| {key} | {value} |\n" for key, value in rows.items()]
+    return "| setting | value |\n|---|---|\n" + "".join(lines)
+
+
+def _configuration(config: AtelierConfig) -> str:
+    """Everything but the run's directory, which means nothing elsewhere."""
+    dump = config.model_dump(mode="json")
+    dump["run"].pop("dir")
+    return json.dumps(dump, indent=1)
