@@ -15,8 +15,8 @@ from rollout.records import PreferenceGroup
 MAX_TOKENS = 16
 
 
-def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose tokens are single bytes."""
+def tiny_tokenizer(folder: Path, *, length: int = MAX_TOKENS) -> CLIPTokenizer:
+    """A CLIP tokenizer whose tokens are single bytes; prompts of at most `length` tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
@@ -25,7 +25,7 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "merges.txt").write_text("#version: 0.2\n")
     end = "<|endoftext|>"
     special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, **special}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return CLIPTokenizer.from_pretrained(folder)
 

@@ -1,35 +1,20 @@
-"""Random-weight models of a published size: what throughput and memory are measured with where no weights can be had."""
+"""Random-weight models of a published size: what throughput and memory are measured with."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from configs.model import ModelSection, NoiseSection
 from configs.rollout import StepAwareScorer as ScorerSettings
 from reward import Scorer, build_scorer
 from rollout.families import StableDiffusionFamily
 from rollout.policy import DiffusionPolicy, assemble_policy, load_policy, resolve_dtype
-
-
-def byte_tokenizer(folder: Path, length: int = 77) -> CLIPTokenizer:
-    """A CLIP tokenizer of single bytes, as long as the published one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    tokens = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({token: n for n, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    end = "<|endoftext|>"
-    special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return CLIPTokenizer.from_pretrained(folder)
+from tests.tiny import tiny_tokenizer
 
 
 def sd15_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> DiffusionPolicy:
@@ -37,7 +22,7 @@ def sd15_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> 
     model = ModelSection(pretrained="random-sd15", dtype=dtype)
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = byte_tokenizer(Path(folder))
+        tokenizer = tiny_tokenizer(Path(folder), length=77)
     with torch.device(device):
         torch.set_default_dtype(resolve_dtype(dtype, device))
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
@@ -69,7 +54,7 @@ def sd15_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> 
 
 def vit_h_scorer(device: torch.device, folder: Path) -> Scorer:
     """A step-aware preference model of CLIP ViT-H/14's size at its start, random weights."""
-    tokenizer = byte_tokenizer(folder)
+    tokenizer = tiny_tokenizer(folder, length=77)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     config = CLIPConfig(
         text_config={

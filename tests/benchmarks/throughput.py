@@ -4,7 +4,7 @@
     python -m tests.benchmarks.throughput --model sd15 --peak-tflops 989   # one H200 in bfloat16
 
 Rollout: 20 steps, k candidates, guidance 5, reference evaluated by the worker. Learner: forward and backward of the SPO
-loss on the pairs that the rollout gave. Operations are counted by torch's own FlopCounterMode over one call of each part.
+loss on the pairs that the rollout gave. Operations are counted by torch's FlopCounterMode over one call of each part.
 """
 
 from __future__ import annotations

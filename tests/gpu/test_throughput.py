@@ -1,4 +1,4 @@
-"""An SD-1.5-sized rollout and learner step with random weights in bfloat16: prints the figures of docs/benchmarks.md."""
+"""An SD-1.5-sized rollout and learner step, random weights, bfloat16: prints what docs/benchmarks.md holds."""
 
 import json
 
