@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import CLIPConfig, CLIPModel
@@ -90,6 +91,18 @@ def unit(features: Tensor) -> Tensor:
     return features / features.norm(dim=-1, keepdim=True)
 
 
+def _load_clip(clip_dir: Path | str) -> CLIPModel:
+    """HF fills what a checkpoint lacks with random numbers and a warning; here that is an error."""
+    try:
+        loaded: Any = CLIPModel.from_pretrained(clip_dir, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"CLIP weights in {clip_dir} cannot be read (truncated?): {error}") from error
+    clip, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"CLIP weights in {clip_dir} are incomplete: missing {', '.join(missing)}")
+    return clip
+
+
 class StepAwarePreferenceModel(nn.Module):
     """score(picture, prompt, t) = exp(logit_scale) · cos(image features at t, text features).
 
@@ -119,18 +132,13 @@ class StepAwarePreferenceModel(nn.Module):
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: the checkpoint cannot be read or does not fit, or the CLIP's own weights are incomplete; lists them.
+            ValueError: the checkpoint, or the CLIP's own weights, cannot be read or do not fit; lists the names.
         """
         if checkpoint is not None:
             model = cls(CLIPModel(CLIPConfig.from_pretrained(clip_dir)))
             load_strict(model, read_weights(checkpoint), f"checkpoint {checkpoint}")
             return model.float().eval()
-        loaded: Any = CLIPModel.from_pretrained(clip_dir, dtype=torch.float32, output_loading_info=True)
-        clip, report = loaded
-        if report["missing_keys"] or report["mismatched_keys"]:
-            missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
-            raise ValueError(f"CLIP in {clip_dir} is incomplete: missing {missing}, of another shape {mismatched}")
-        return cls(clip).eval()
+        return cls(_load_clip(clip_dir).float()).eval()
 
     def image_features(self, pixels: Tensor, timesteps: Tensor) -> Tensor:
         """Features [B, P], not normalised, of preprocessed pixels [B, 3, S, S] at timesteps [B]."""
