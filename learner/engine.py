@@ -1,0 +1,157 @@
+"""The DeepSpeed engine over a policy's network: ZeRO 0 to 3, with the adapter as the only trainable weights.
+
+DeepSpeed runs in its float32 mode although the frozen base may be bfloat16: that keeps every parameter's own dtype and
+adds no autocast, so the learner's forward pass is the sampler's, bit for bit on the same batch. Its accumulation counter
+is not used: the caller says which micro-batch is the last of an update, and scales the loss itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configs.learner import EngineSection, LearnerSection, OptimizerSection
+from rollout.policy import DiffusionPolicy
+
+PERSISTENT_ELEMENTS = 10_000
+"""ZeRO-3 keeps smaller tensors whole on every rank: gathering each bias for each use costs more than it saves."""
+
+
+def build_engine(
+    policy: DiffusionPolicy, settings: LearnerSection, *, persistent_elements: int = PERSISTENT_ELEMENTS
+) -> Any:
+    """DeepSpeed engine over `policy.network`, on the process group that exists already.
+
+    The policy's parameters become the engine's: under ZeRO-3 they are empty outside a gather (`gather_adapter`).
+    Raises RuntimeError without a process group.
+    """
+    if not torch.distributed.is_initialized():
+        raise RuntimeError("build_engine needs an initialised torch.distributed process group")
+    _describe_process_group_to_deepspeed()
+    import deepspeed  # reads the environment and probes the accelerator when it is imported
+
+    # A shared-memory collective for ranks of one CPU node would be compiled at the first start (half a minute, a
+    # compiler, a lock file that a killed run leaves behind). An adapter is small enough for plain gloo.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    parameters = [parameter for _, parameter in policy.trainable_parameters()]
+    assert all(parameter.dtype == torch.float32 for parameter in parameters), "the adapter is trained in float32"
+    engine, *_ = deepspeed.initialize(
+        model=policy.network,
+        model_parameters=parameters,
+        config=deepspeed_config(settings, persistent_elements),
+        dist_init_required=False,
+    )
+    engine.eval()  # the mode that the sampler evaluates the network in
+    return engine
+
+
+def deepspeed_config(settings: LearnerSection, persistent_elements: int = PERSISTENT_ELEMENTS) -> dict[str, Any]:
+    """DeepSpeed's own configuration for these settings."""
+    optimizer, engine = settings.optimizer, settings.engine
+    offloaded = engine.offload == "cpu"
+    return {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_pairs,
+        # Only says whether buffers for accumulation are kept (offload needs it); it divides nothing here.
+        "gradient_accumulation_steps": 2 if offloaded else 1,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "steps_per_print": None,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.lr,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": not offloaded,  # offloaded states are updated by DeepSpeed's CPU Adam
+            },
+        },
+        "zero_optimization": _zero_config(engine, persistent_elements),
+    }
+
+
+def _zero_config(engine: EngineSection, persistent_elements: int) -> dict[str, Any]:
+    config: dict[str, Any] = {"stage": engine.zero_stage}
+    if engine.zero_stage == 3:
+        config["stage3_param_persistence_threshold"] = persistent_elements
+    if engine.offload == "cpu" and engine.zero_stage > 0:
+        config["offload_optimizer"] = {"device": "cpu"}
+        if engine.zero_stage == 3:
+            config["offload_param"] = {"device": "cpu"}
+    return config
+
+
+def _describe_process_group_to_deepspeed() -> None:
+    """Without these variables DeepSpeed looks for MPI. Whoever made the process group has set them, except in tests."""
+    group = torch.distributed
+    os.environ.setdefault("RANK", str(group.get_rank()))
+    os.environ.setdefault("LOCAL_RANK", str(group.get_rank()))
+    os.environ.setdefault("WORLD_SIZE", str(group.get_world_size()))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def accumulate(engine: Any, loss: Tensor, *, last: bool) -> None:
+    """Backward pass of one micro-batch; `last` says that the update follows.
+
+    Ranks' gradients are averaged, so a loss that is to be summed over ranks is multiplied by their number.
+    """
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def apply_update(engine: Any, lr: float) -> float:
+    """Clip, step, clear. Returns the gradient's global norm before clipping.
+
+    A non-finite norm is returned and changes nothing: neither weights nor optimiser state. All ranks agree on it.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    if not engine.zero_optimization():
+        return _apply_replicated_update(engine)
+    engine.step()
+    return math.inf if engine.optimizer.overflow else float(engine.get_global_grad_norm())
+
+
+def _apply_replicated_update(engine: Any) -> float:
+    """Stage 0 has no overflow check of its own. Gradients are equal on all ranks here."""
+    gradients = [p.grad for group in engine.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+        engine.micro_steps += 1
+    return norm
+
+
+def gather_adapter(engine: Any, policy: DiffusionPolicy) -> dict[str, Tensor]:
+    """A float32 CPU copy of the whole adapter on every rank. Collective under ZeRO-3: all ranks must call it."""
+    import deepspeed
+
+    partitioned = engine.zero_optimization_partition_weights()
+    parameters = [parameter for _, parameter in policy.trainable_parameters()]
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=partitioned):
+        return policy.adapter_state()
+
+
+def learning_rate(settings: OptimizerSection, step: int, total_steps: int) -> float:
+    """Learning rate of optimiser step `step` (0-based) of `total_steps`.
+
+    Linear warm-up to the peak over `warmup_steps`, then constant, or linear or cosine down to
+    `final_lr_ratio * lr`, which the last step has.
+    """
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.decay == "constant":
+        return settings.lr
+    remaining = max(1, total_steps - 1 - settings.warmup_steps)
+    progress = min(1.0, (step - settings.warmup_steps) / remaining)
+    shape = 1 - progress if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.lr * (settings.final_lr_ratio + (1 - settings.final_lr_ratio) * shape)
+
+
