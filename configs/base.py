@@ -6,6 +6,16 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen, strict section. Each field's `description` is what `docs/configuration.md` shows."""
+    """A frozen, strict section: `true` is no number, `"16"` neither, infinity and NaN are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    Each field's docstring is what `docs/configuration.md` shows.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+    )

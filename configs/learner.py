@@ -9,6 +9,8 @@ from pydantic import Field
 from configs.base import Section
 from configs.rollout import ResourcesSection
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class SpoObjective(Section):
     """Step-wise preference optimisation (also the loss of MSPO)."""
@@ -25,7 +27,7 @@ class OptimizerSection(Section):
 
     lr: float = Field(6e-5, gt=0)
     """Peak learning rate (SD-1.5: 6e-5; SDXL: 1e-5)."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
     """AdamW's betas."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ class ResourcesSection(Section):
     """CPUs of each actor; fractions let roles share a core."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each actor; fractions let roles share a card."""
-    custom: dict[str, float] = {}
+    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Custom Ray resources, for instance {rollout_node: 0.01}, to pin a role to a node group."""
 
 
@@ -38,12 +38,12 @@ class StepwiseSampler(Section):
     kappa: int = Field(750, ge=0, le=1000)
     """Candidates are drawn once a step's target timestep is at or below this (paper: 750)."""
     min_timestep: int = Field(0, ge=0, le=1000)
-    """No candidates for steps whose target timestep is below this (paper's timestep-range ablation; 0 is the method)."""
+    """No candidates for steps whose target is below this timestep (the paper's range ablation; 0 is the method)."""
     block_length: int = Field(1, ge=1)
     """n, transitions a branch walks alone before it is scored: 1 is SPO, 4 the paper's MSPO for SDXL."""
     pair_rule: Literal["best_worst", "random"] = "best_worst"
     """Which two candidates make the pair; `random` is the paper's ablation."""
-    threshold: float | SigmaThreshold = 0.3
+    threshold: Annotated[float, Field(ge=0, lt=1)] | SigmaThreshold = 0.3
     """A pair is kept when softmax(s_win, s_lose) differs by more than this (0.3 for SD-1.5, 0.4 for SDXL)."""
     continuation: Literal["random", "win", "lose"] = "random"
     """Which candidate the next step starts from; `win` and `lose` are the paper's ablations."""

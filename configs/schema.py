@@ -1,15 +1,16 @@
 """The whole configuration: one typed tree, checked at load, free of torch.
 
-    AtelierConfig ─ run · model · noise · prompts · rollout · queue · schedule · learner · checkpoint · evaluation
+AtelierConfig ─ run · model · noise · prompts · rollout · queue · schedule · learner · checkpoint · evaluation
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.base import Section
+from configs.checks import problems
 from configs.learner import (
     AsyncSchedule,
     CheckpointSection,
@@ -24,9 +25,9 @@ from configs.rollout import PromptsSection, QueueSection, RolloutSection
 class RunSection(Section):
     """The run's name, place and seed."""
 
-    name: str = Field("quickstart", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run."""
-    dir: Path | None = None
+    dir: Path | None = Field(None, strict=False)
     """Run directory. Unset: runs/<name>. On a cluster it must be storage that every learner node shares."""
     seed: int = Field(0, ge=0)
     """Seed of everything random: prompts' order, noise, adapter initialisation."""
@@ -59,3 +60,9 @@ class AtelierConfig(Section):
     """Checkpoints."""
     evaluation: EvaluationSection = EvaluationSection()
     """Evaluation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AtelierConfig:
+        if found := problems(self):
+            raise ValueError("\n".join(found))
+        return self
