@@ -1,0 +1,1 @@
+"""The embedded default: a small, real latent diffusion model, the world it learned and the judge that reads it."""
