@@ -1,0 +1,144 @@
+"""summary.json and the closing words of a run: what it did, and where everything is.
+
+summary.json is for machines: its fields are typed, its books must close, and it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from learner.progress import format_duration
+from rollout.measures import Interval
+
+
+class _Strict(BaseModel):
+    """Unknown keys are refused; non-finite numbers become strings (NaN, Infinity), as in metrics.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class GroupBooks(_Strict):
+    """Preference groups: produced = trained + dropped + queued."""
+
+    produced: int = Field(ge=0)
+    trained: int = Field(ge=0)
+    dropped: dict[str, int]
+    """Reason -> number of groups."""
+    queued: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _books_close(self) -> GroupBooks:
+        dropped = sum(self.dropped.values())
+        if self.produced != self.trained + dropped + self.queued:
+            raise ValueError(
+                f"groups: {self.produced} produced, but {self.trained} trained + {dropped} dropped + "
+                f"{self.queued} queued = {self.trained + dropped + self.queued}"
+            )
+        return self
+
+
+class RewardEnds(_Strict):
+    """The mean reward of finished rollouts in the first and in the last batch."""
+
+    first: float
+    last: float
+
+
+class EvaluationEnds(_Strict):
+    """Metrics on the held-out prompts, before and after training."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+class Summary(_Strict):
+    """What summary.json holds."""
+
+    steps: int = Field(ge=0)
+    """Optimiser steps."""
+    wall_sec: float = Field(ge=0)
+    groups: GroupBooks
+    pairs_trained: int = Field(ge=0)
+    reward: RewardEnds
+    eval: EvaluationEnds
+    peak_memory_bytes: dict[str, int]
+    """Role -> the most that one process of it held."""
+    adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """`adapter_checksum` of the exported adapter."""
+
+
+def write_summary(run_dir: Path, summary: Summary) -> Path:
+    """Write run_dir/summary.json (tmp, fsync, rename); returns its path."""
+    path = run_dir / "summary.json"
+    tmp = path.with_name(path.name + ".tmp")
+    with tmp.open("w") as file:
+        file.write(summary.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    tmp.replace(path)
+    return path
+
+
+def read_summary(path: Path) -> Summary:
+    """Inverse of `write_summary`. Raises ValueError (pydantic's, naming the field) for anything else."""
+    return Summary.model_validate_json(path.read_bytes())
+
+
+def closing_text(
+    run_dir: Path,
+    summary: Summary,
+    *,
+    base_model: str,
+    grid: Path,
+    lora: Path,
+    checkpoints: Path,
+    differences: Mapping[str, Interval],
+) -> str:
+    """The last thing on the console: the result with its 95 % intervals, where the files are, and what to run next.
+
+    base_model: directory or hub id. differences: after - before, may be empty. Paths below the working directory are
+    shown relative to it.
+    """
+    lines = ["", f"Finished {summary.steps} steps in {format_duration(summary.wall_sec)}.", ""]
+    before, after = summary.eval.before, summary.eval.after
+    width = max((len(name) for name in before), default=0)
+    for name in (name for name in before if name in after):
+        change = differences.get(name)
+        interval = f"  ({change.mean:+.4g}, 95 % interval {change.low:+.4g} .. {change.high:+.4g})" if change else ""
+        lines.append(f"  {name:<{width}}  {before[name]:9.4g} -> {after[name]:<9.4g}{interval}".rstrip())
+    base = _shown(Path(base_model)) if Path(base_model).exists() else base_model
+    places = {
+        "TensorBoard": f"{_tensorboard()} --logdir {_shown(run_dir / 'tb')}",
+        "Before/after": _shown(grid),
+        "LoRA": _shown(lora),
+        "Checkpoints": _shown(checkpoints),
+        "Summary": _shown(run_dir / "summary.json"),
+    }
+    lines += ["", *(f"  {name + ':':<14}{place}" for name, place in places.items()), ""]
+    lines += [
+        "Use the LoRA with diffusers:",
+        "",
+        "  from diffusers import StableDiffusionPipeline",
+        f'  pipeline = StableDiffusionPipeline.from_pretrained("{base}")',
+        f'  pipeline.load_lora_weights("{_shown(lora)}")',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where the path lies below it."""
+    absolute = Path(os.path.abspath(path))  # not resolved: a virtual environment's programs are links
+    here = Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
+
+
+def _tensorboard() -> str:
+    """The command of this Python's environment, so that it runs without activating anything."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    return _shown(beside) if beside.exists() else "tensorboard"
