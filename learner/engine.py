@@ -1,15 +1,14 @@
 """The DeepSpeed engine over a policy's network: ZeRO 0 to 3, with the adapter as the only trainable weights.
 
 DeepSpeed runs in its float32 mode although the frozen base may be bfloat16: that keeps every parameter's own dtype and
-adds no autocast, so the learner's forward pass is the sampler's, bit for bit on the same batch. Its accumulation counter
-is not used: the caller says which micro-batch is the last of an update, and scales the loss itself.
+adds no autocast, so the learner's forward pass is the sampler's, bit for bit on the same batch. Its counter of
+accumulation steps is not used: the caller says which micro-batch is an update's last, and scales the loss itself.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ def build_engine(
         config=deepspeed_config(settings, persistent_elements),
         dist_init_required=False,
     )
-    engine.eval()  # the mode that the sampler evaluates the network in
+    engine.train()  # only dropout in the adapter tells this from the sampler's mode
     return engine
 
 
@@ -153,5 +152,3 @@ def learning_rate(settings: OptimizerSection, step: int, total_steps: int) -> fl
     progress = min(1.0, (step - settings.warmup_steps) / remaining)
     shape = 1 - progress if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return settings.lr * (settings.final_lr_ratio + (1 - settings.final_lr_ratio) * shape)
-
-
