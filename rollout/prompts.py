@@ -15,11 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rollout.assets import MINIATURE, MINIATURE_DIR
-
+_BUNDLED_DIR = Path(__file__).parent / "miniature"
 BUNDLED = {
-    MINIATURE: MINIATURE_DIR / "prompts_train.txt",
-    f"{MINIATURE}-heldout": MINIATURE_DIR / "prompts_heldout.txt",
+    "miniature": _BUNDLED_DIR / "prompts_train.txt",
+    "miniature-heldout": _BUNDLED_DIR / "prompts_heldout.txt",
 }
 _KEYS = ("caption", "prompt")
 _SEED_BITS = 63  # torch.Generator takes a signed 64-bit integer
