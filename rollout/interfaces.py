@@ -1,0 +1,158 @@
+"""The small interfaces between the rollout side's parts. Each says only what one side needs of the other.
+
+    worker  ── GroupSink ──► queue ◄── GroupSource ── learner ── WeightSink ──► mailbox ◄── WeightSource ── worker
+    pool    ── LedgerSource ──► queue,  VersionSource ──► mailbox,  WorkerFactory / WorkerHandle ──► workers
+    queue   ── VersionHistory ──► mailbox,  PayloadStore ──► its own memory, or shards
+
+Those that workers and learner call block; those inside the control actors are asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rollout.ordinals import Ledger
+from rollout.prompts import PromptItem
+from rollout.records import GroupHeader, PreferenceGroup
+from rollout.weights import AdapterVersion
+
+
+class GroupSink(Protocol):
+    """Where a worker delivers (blocking)."""
+
+    def put(self, payload: bytes, header: GroupHeader) -> str:
+        """See `ReplayQueue.put`."""
+
+
+class GroupSource(Protocol):
+    """Where the learner's ranks get global batches (blocking). See `ReplayQueue`."""
+
+    def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None: ...
+
+    def retire(self, batch: int) -> None: ...
+
+    def state_dict(self) -> bytes: ...
+
+    def load_state_dict(self, state: bytes | None) -> None: ...
+
+
+class WeightSink(Protocol):
+    """Where learner rank 0 publishes (blocking). See `WeightMailbox`."""
+
+    def publish(self, version: AdapterVersion, state: bytes) -> None: ...
+
+    def latest_version(self) -> AdapterVersion | None: ...
+
+
+class WeightSource(Protocol):
+    """Where a worker gets weights (blocking)."""
+
+    def fetch(self, known: AdapterVersion | None) -> tuple[AdapterVersion, bytes] | None:
+        """The current version and its bytes; None when it is still `known`, or when nothing was published yet."""
+
+
+class GroupSampler(Protocol):
+    """What rolls prompts out: `StepwiseSampler` and its siblings."""
+
+    @property
+    def counters(self) -> Any:
+        """Has `network_evaluations` and `scored_candidates`, totals since the start."""
+
+    def sample(
+        self, items: Sequence[PromptItem], *, policy_step: int, adapter_sha256: str, worker: str
+    ) -> list[PreferenceGroup]: ...
+
+
+class VersionHistory(Protocol):
+    """Which adapter versions groups may carry (asyncio)."""
+
+    async def history(self) -> Sequence[AdapterVersion]: ...
+
+
+class VersionSource(Protocol):
+    """Tells the pool about new versions (asyncio)."""
+
+    async def wait_change(
+        self, known: AdapterVersion | None, timeout_sec: float | None = None
+    ) -> AdapterVersion | None: ...
+
+
+class LedgerSource(Protocol):
+    """Tells the pool what the queue has (asyncio)."""
+
+    async def ledger(self, known_epoch: str | None = None, timeout_sec: float | None = None) -> Ledger | None: ...
+
+    async def stats(self) -> Mapping[str, Any]: ...
+
+
+class PayloadLost(Exception):
+    """Payloads are gone from a store: a shard died."""
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        super().__init__(f"{len(keys)} payloads lost")
+        self.keys = list(keys)
+
+
+class PayloadStore(Protocol):
+    """Keeps the queue's payloads (asyncio)."""
+
+    async def put(self, key: int, payload: bytes) -> None: ...
+
+    async def get(self, keys: Sequence[int]) -> list[bytes]:
+        """Raises PayloadLost with every key that is gone."""
+
+    def delete(self, keys: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """How a worker fared with one chunk."""
+
+    worker: str
+    version: AdapterVersion | None
+    """The weights used; None when nothing has been published yet."""
+    delivered: int = 0
+    """Groups that the queue has now, whether from this worker or from another."""
+    superseded: tuple[str, ...] = ()
+    """The queue's answers for groups of another version or batch than it wants; the chunk is to be looked at again."""
+    refused: tuple[str, ...] = ()
+    """The queue's answers for bad groups: this worker produces garbage."""
+    closed: bool = False
+    """The queue is closed: the run is over."""
+    network_evaluations: int = 0
+    scored_candidates: int = 0
+    sampling_sec: float = 0.0
+    putting_sec: float = 0.0
+
+
+class WorkerDied(Exception):
+    """The worker's process is gone."""
+
+
+class WorkerFailed(Exception):
+    """The worker raised; the message is its error."""
+
+
+class WorkerHandle(Protocol):
+    """One worker as the pool sees it (asyncio). Every call raises WorkerDied or WorkerFailed."""
+
+    async def load(self) -> None:
+        """Load models; returns once the worker can take chunks."""
+
+    async def run_chunk(self, items: Sequence[PromptItem], required_batch: int | None) -> ChunkReport: ...
+
+    async def describe(self) -> str:
+        """What it does now, answered while a chunk is running."""
+
+    async def adapter_sha256(self) -> str:
+        """Checksum recomputed from the network's live adapter."""
+
+    def kill(self) -> None: ...
+
+
+class WorkerFactory(Protocol):
+    """Starts a worker's process; returns at once."""
+
+    def __call__(self, worker_id: str) -> WorkerHandle: ...

@@ -1,0 +1,64 @@
+"""What the replay queue refuses: payloads that are not what they claim, and adapters that were never published."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rollout.interfaces import VersionHistory
+from rollout.records import GroupHeader, PreferenceGroup
+from rollout.weights import AdapterVersion
+
+_INLINE_BYTES = 1 << 20  # below this, opening a payload takes less time than handing it to a thread
+
+
+async def find_fault(
+    payload: bytes, header: GroupHeader, *, capacity_bytes: int, latent_shape: tuple[int, ...] | None
+) -> str | None:
+    """What is wrong with a payload, naming group and worker; None when it is a valid group that fits its header."""
+    where = f"group {header.ordinal} of {header.worker}"
+    if (size := len(payload)) > capacity_bytes:
+        return f"{where} has {size} bytes; queue.capacity_bytes is {capacity_bytes}"
+    try:
+        if size <= _INLINE_BYTES:
+            group = PreferenceGroup.from_bytes(payload)
+        else:
+            group = await asyncio.to_thread(PreferenceGroup.from_bytes, payload)
+    except ValueError as error:
+        return f"{where}: {error}"
+    if (found := group.header(size)) != header:
+        return f"{where}: its bytes say {found}, its header {header}"
+    shape = tuple(group.x_prev_win.shape[1:])
+    if latent_shape is not None and shape != latent_shape:
+        return f"{where}: latents are {shape}; the learner's are {latent_shape}"
+    return None
+
+
+class VersionBook:
+    """The adapter versions that groups may carry, asked for when an unknown one turns up."""
+
+    def __init__(self, source: VersionHistory | None) -> None:
+        """Without a source every version is accepted."""
+        self._source = source
+        self._known: list[AdapterVersion] = []
+        self._former: set[tuple[int, str]] = set()
+
+    async def refresh(self) -> None:
+        if self._source is not None:
+            self._known = list(await self._source.history())
+
+    def forget(self) -> None:
+        """The learner went back to a checkpoint: later versions may have been taken back, so ask again."""
+        self._former.update((version.step, version.sha256) for version in self._known)
+        self._known = []
+
+    def knows(self, header: GroupHeader, batch: int | None = None) -> bool:
+        """Was the group's adapter published (with `batch`, if given)?"""
+        return self._source is None or any(
+            (version.step, version.sha256) == (header.policy_step, header.adapter_sha256)
+            and batch in (None, version.batch)
+            for version in self._known
+        )
+
+    def knew(self, header: GroupHeader) -> bool:
+        """Was it published by an attempt that is over?"""
+        return (header.policy_step, header.adapter_sha256) in self._former
