@@ -28,7 +28,7 @@ class OptimizerSection(Section):
     lr: float = Field(6e-5, gt=0)
     """Peak learning rate (SD-1.5: 6e-5; SDXL: 1e-5)."""
     betas: tuple[Share, Share] = Field((0.9, 0.999), strict=False)
-    """AdamW's betas."""
+    """AdamW's betas, each at least 0 and below 1."""
     eps: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
     weight_decay: float = Field(1e-4, ge=0)

@@ -47,7 +47,7 @@ class NoiseSection(Section):
     """How one stochastic denoising step is taken, in sampling and in training alike."""
 
     num_steps: int = Field(20, ge=2, le=1000)
-    """Denoising steps from noise to picture (papers: 20)."""
+    """Denoising steps from noise to picture, each 1000 // num_steps timesteps wide (papers: 20)."""
     eta: float = Field(1.0, gt=0, le=1)
     """Stochasticity of the DDIM step (papers: 1). 0 has no log-probability and is refused."""
     guidance_scale: float = Field(5.0, ge=1)

@@ -44,7 +44,7 @@ class StepwiseSampler(Section):
     pair_rule: Literal["best_worst", "random"] = "best_worst"
     """Which two candidates make the pair; `random` is the paper's ablation."""
     threshold: Annotated[float, Field(ge=0, lt=1)] | SigmaThreshold = 0.3
-    """A pair is kept when softmax(s_win, s_lose) differs by more than this (0.3 for SD-1.5, 0.4 for SDXL)."""
+    """A pair is kept when softmax(s_win, s_lose) differs by more than this, 0 to 1 (SD-1.5: 0.3; SDXL: 0.4)."""
     continuation: Literal["random", "win", "lose"] = "random"
     """Which candidate the next step starts from; `win` and `lose` are the paper's ablations."""
 

@@ -1,0 +1,38 @@
+# make demo    train the bundled miniature to a taste, on this machine (minutes, no download of weights)
+# make test    the tests, without those marked slow
+# make lint    formatting, lint and types
+# make bench   the benchmarks in tests/benchmarks
+#
+# Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
+# newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=
+# Another place or interpreter: make test VENV=/path/to/venv PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.atelier-installed
+BENCHMARKS = $(sort $(wildcard tests/benchmarks/bench_*.py))
+
+.PHONY: demo test lint bench
+
+demo: $(INSTALLED)
+	$(PY) -m learner.main --config configs/quickstart.yaml
+
+test: $(INSTALLED)
+	$(PY) -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(INSTALLED)
+	@test -n "$(BENCHMARKS)" || { echo "no tests/benchmarks/bench_*.py"; exit 1; }
+	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) "$$file"; done
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
+	touch $@
