@@ -1,0 +1,179 @@
+"""The evaluator: fixed prompts and seeds, the scorer at timestep 0, adapters verified, the base behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from configs import AtelierConfig
+from configs.learner import EvaluationSection
+from configs.model import LoraSection, ModelSection, NoiseSection
+from configs.rollout import RolloutSection, StepAwareScorer
+from configs.schema import RunSection
+from rollout.adapter import adapter_checksum, serialise_adapter
+from rollout.evaluator import (
+    Evaluator,
+    create_evaluator,
+    differences,
+    evaluate,
+    evaluation_prompts,
+    to_uint8,
+)
+from rollout.policy import DiffusionPolicy, load_policy
+from rollout.sampling import sample_images
+from tests.fakes import RedScorer
+from tests.tiny import MAX_TOKENS, tiny_pipeline, tiny_tokenizer
+
+PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a line"]
+SEEDS = [20, 21, 22, 23, 24]
+NOISE = NoiseSection(num_steps=3)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of random weights: the start of a step-aware model."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = tiny_tokenizer(folder)
+    shared = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
+    text = {**shared, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    vision = {**shared, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config={**text, **tokens}, vision_config=vision, projection_dim=16)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture
+def policy(base: Path) -> DiffusionPolicy:
+    return load_policy(ModelSection(pretrained=str(base)), NOISE, "cpu", seed=0)
+
+
+@pytest.fixture
+def config(base: Path, clip: Path, tmp_path: Path) -> AtelierConfig:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    return AtelierConfig(
+        run=RunSection(name="tiny", dir=tmp_path / "run"),
+        model=ModelSection(pretrained=str(base), lora=LoraSection(rank=2)),
+        noise=NOISE,
+        rollout=RolloutSection(scorer=StepAwareScorer(clip=str(clip))),
+        evaluation=EvaluationSection(
+            prompts=str(tmp_path / "prompts.txt"), num_prompts=4, grid_size=4, seed=20, batch_size=3
+        ),
+    )
+
+
+def trained_state(config: AtelierConfig) -> dict[str, Tensor]:
+    state = load_policy(config.model, config.noise, "cpu", seed=0).adapter_state()
+    return {name: tensor + 0.2 for name, tensor in state.items()}
+
+
+def brightness(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"bright": (images.mean(dim=(1, 2, 3)) > 0).float(), "mean": images.mean(dim=(1, 2, 3))}
+
+
+def test_pictures_scores_and_measures_are_those_of_plain_sampling(policy: DiffusionPolicy) -> None:
+    scorer = RedScorer()
+    result = evaluate(policy, scorer, PROMPTS, SEEDS, [brightness], batch_size=2)
+    images = sample_images(policy, PROMPTS, SEEDS, batch_size=2)
+    assert scorer.timesteps_seen == [0] * 5
+    assert result.images.dtype == np.uint8 and np.array_equal(result.images, to_uint8(images))
+    assert result.per_picture["reward"] == pytest.approx(RedScorer().score(images, PROMPTS, torch.zeros(5)).tolist())
+    assert result.per_picture["mean"] == pytest.approx(images.mean(dim=(1, 2, 3)).tolist())
+    assert set(result.metrics) == set(result.per_picture) == {"reward", "bright", "mean"}
+    assert result.metrics["mean"] == pytest.approx(sum(result.per_picture["mean"]) / 5)
+    assert result.scalars()["eval/reward"] == result.metrics["reward"]
+    assert result.prompts == tuple(PROMPTS)
+
+
+def test_the_batch_size_does_not_matter(policy: DiffusionPolicy) -> None:
+    one, all_at_once = (evaluate(policy, RedScorer(), PROMPTS, SEEDS, [], batch_size=size) for size in (1, 5))
+    assert one.per_picture["reward"] == pytest.approx(all_at_once.per_picture["reward"], abs=1e-3)
+
+
+def test_pictures_become_bytes() -> None:
+    picture = torch.tensor([-1.0, -0.5, 0.0, 1.0, 1.2, -3.0]).reshape(1, 3, 1, 2)
+    assert to_uint8(picture).shape == (1, 1, 2, 3)
+    assert to_uint8(picture).transpose(0, 3, 1, 2).flatten().tolist() == [0, 64, 128, 255, 255, 0]
+
+
+def test_a_score_that_is_not_finite_is_loud_and_names_the_prompt(policy: DiffusionPolicy) -> None:
+    def broken(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"odd": torch.tensor([float("nan") if text == "two dots" else 1.0 for text in prompts])}
+
+    with pytest.raises(FloatingPointError, match="odd is nan for prompt 'two dots'"):
+        evaluate(policy, RedScorer(), PROMPTS, SEEDS, [broken], batch_size=2)
+    with pytest.raises(FloatingPointError, match="reward is -inf"):
+        evaluate(policy, RedScorer(scale=float("inf")), PROMPTS, SEEDS, [], batch_size=2)
+    with pytest.raises(ValueError, match="5 prompts and 1 seeds"):
+        evaluate(policy, RedScorer(), PROMPTS, [1], [], batch_size=2)
+
+
+def test_the_base_stays_the_base_and_an_adapter_changes_pictures(config: AtelierConfig) -> None:
+    evaluator, state = Evaluator(config), trained_state(config)
+    before = evaluator.evaluate(None)
+    after = evaluator.evaluate(serialise_adapter(state), adapter_checksum(state))
+    assert before.prompts == tuple(PROMPTS[:4])
+    assert not np.array_equal(before.images, after.images)
+    again = evaluator.evaluate(None)
+    assert np.array_equal(before.images, again.images) and before.metrics == again.metrics
+    assert np.array_equal(evaluator.evaluate(serialise_adapter(state)).images, after.images)
+    change = differences(before, after)["reward"]
+    assert change.mean == pytest.approx(after.metrics["reward"] - before.metrics["reward"], abs=1e-6)
+    assert change.low < change.mean < change.high and change.n == 4
+    assert evaluator.peak_memory_bytes() > 10_000_000
+
+
+def test_seeds_count_up_from_the_configured_one(config: AtelierConfig) -> None:
+    expected = sample_images(load_policy(config.model, NOISE, "cpu", seed=0), PROMPTS[:4], SEEDS[:4], batch_size=3)
+    assert np.array_equal(Evaluator(config).evaluate(None).images, to_uint8(expected))
+
+
+def test_an_adapter_that_is_not_the_published_one_is_refused(config: AtelierConfig) -> None:
+    evaluator, state = Evaluator(config), trained_state(config)
+    data = serialise_adapter(state)
+    with pytest.raises(ValueError, match="checksum"):
+        evaluator.evaluate(data, "0" * 64)
+    with pytest.raises(ValueError, match="not an adapter"):
+        evaluator.evaluate(data[: len(data) // 2], adapter_checksum(state))
+    state.pop(sorted(state)[0])
+    with pytest.raises(ValueError, match="another model or rank"):
+        evaluator.evaluate(serialise_adapter(state), adapter_checksum(state))
+
+
+def test_evaluation_prompts_are_the_first_of_the_heldout_list(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    assert evaluation_prompts(EvaluationSection(prompts=str(path), num_prompts=2)) == tuple(PROMPTS[:2])
+    with pytest.raises(ValueError, match=r"num_prompts is 6.*has 5"):
+        evaluation_prompts(EvaluationSection(prompts=str(path), num_prompts=6))
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_the_ray_wrapper_gives_what_the_plain_class_gives(config: AtelierConfig, local_ray: None) -> None:
+    state = trained_state(config)
+    actor = create_evaluator(config)
+    found = ray.get(actor.evaluate.remote(serialise_adapter(state), adapter_checksum(state)))
+    assert ray.get_actor("atelier-evaluator-tiny", namespace="atelier") == actor
+    expected = Evaluator(config).evaluate(serialise_adapter(state))
+    assert np.array_equal(found.images, expected.images)
+    assert found.metrics == pytest.approx(expected.metrics)
