@@ -1,10 +1,10 @@
 """The small interfaces between the rollout side's parts. Each says only what one side needs of the other.
 
-    worker  ── GroupSink ──► queue ◄── GroupSource ── learner ── WeightSink ──► mailbox ◄── WeightSource ── worker
-    pool    ── LedgerSource ──► queue,  VersionSource ──► mailbox,  WorkerFactory / WorkerHandle ──► workers
-    queue   ── VersionHistory ──► mailbox,  PayloadStore ──► its own memory, or shards
+    worker ── GroupSink ──► queue      ── WeightSource ──► mailbox                                     (blocking)
+    pool   ── LedgerSource ──► queue   ── VersionSource ──► mailbox   ── WorkerHandle ──► workers       (asyncio)
+    queue  ── PayloadStore ──► shards  ── VersionHistory ──► mailbox                                    (asyncio)
 
-Those that workers and learner call block; those inside the control actors are asyncio.
+What the learner needs of queue and mailbox stands beside its loop.
 """
 
 from __future__ import annotations
@@ -24,26 +24,6 @@ class GroupSink(Protocol):
 
     def put(self, payload: bytes, header: GroupHeader) -> str:
         """See `ReplayQueue.put`."""
-
-
-class GroupSource(Protocol):
-    """Where the learner's ranks get global batches (blocking). See `ReplayQueue`."""
-
-    def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None: ...
-
-    def retire(self, batch: int) -> None: ...
-
-    def state_dict(self) -> bytes: ...
-
-    def load_state_dict(self, state: bytes | None) -> None: ...
-
-
-class WeightSink(Protocol):
-    """Where learner rank 0 publishes (blocking). See `WeightMailbox`."""
-
-    def publish(self, version: AdapterVersion, state: bytes) -> None: ...
-
-    def latest_version(self) -> AdapterVersion | None: ...
 
 
 class WeightSource(Protocol):

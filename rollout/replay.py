@@ -39,8 +39,10 @@ logger = logging.getLogger(__name__)
 class QueueLost(RuntimeError):
     """The queue has been restarted and its groups are gone."""
 
-    def __init__(self) -> None:
-        super().__init__("the replay queue was restarted and lost its groups: load_state_dict a checkpoint's, or None")
+    def __init__(
+        self, message: str = "the replay queue was restarted and lost its groups: load a checkpoint's"
+    ) -> None:
+        super().__init__(message)
 
 
 class ReplayQueue:
