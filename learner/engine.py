@@ -34,9 +34,9 @@ def build_engine(
     _describe_process_group_to_deepspeed()
     import deepspeed  # reads the environment and probes the accelerator when it is imported
 
-    # A shared-memory collective for ranks of one CPU node would be compiled at the first start (half a minute, a
-    # compiler, a lock file that a killed run leaves behind). An adapter is small enough for plain gloo.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise DeepSpeed tries out compilers and builds a shared-memory collective for the ranks of a CPU node at its
+    # first start: half a minute, and a lock file that a killed run leaves behind. Gloo is enough for an adapter.
+    deepspeed.ops.__compatible_ops__ = {}
     parameters = [parameter for _, parameter in policy.trainable_parameters()]
     assert all(parameter.dtype == torch.float32 for parameter in parameters), "the adapter is trained in float32"
     engine, *_ = deepspeed.initialize(

@@ -126,7 +126,7 @@ def build_objective(settings: LearnerSection) -> Objective:
 
 
 def pair_means(policy: DiffusionPolicy, batch: PairBatch, network: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-    """Means [M, C, H, W] of winner's and loser's transition: one evaluation where they share x_t, else one of 2 M rows."""
+    """Means [M, C, H, W] of winner's and loser's transition: one evaluation of M rows, or of 2 M where x_t differs."""
     x, t, conditioning = batch.x_t, batch.timestep, batch.conditioning
     if batch.x_t_lose is not None:
         x, t = torch.cat([x, batch.x_t_lose]), torch.cat([t, t])

@@ -1,0 +1,271 @@
+"""Checkpoints: everything that a run needs to go on as if nothing had happened, chosen only when it was committed.
+
+    run.dir/checkpoints/batch-00000040/
+        engine/state/...            DeepSpeed's shards: adapter and optimiser, one file set a rank, no frozen weights
+        rng-rank<r>.safetensors     random generators of rank r
+        queue.safetensors           groups that wait, books, prompt cursor
+        COMMITTED.json              written last, by rename, after a barrier: counters, identity, checksums of all files
+
+A directory without COMMITTED.json is what a crash left behind: never loaded, removed by the next save of that batch.
+Shards are DeepSpeed's own pickles, so a checkpoint is to be trusted like code: load none from strangers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from configs.schema import AtelierConfig
+from rollout.policy import DiffusionPolicy
+from rollout.weights import write_atomically
+
+FORMAT_VERSION = 1
+MANIFEST = "COMMITTED.json"
+_ENGINE, _TAG, _QUEUE = "engine", "state", "queue.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or belongs to another run. The message says what differs."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """How far a run has come."""
+
+    batch: int = 0
+    """Global batches trained."""
+    step: int = 0
+    """Optimiser steps; also the telemetry's last step."""
+    skipped_updates: int = 0
+    """Steps that changed nothing, because a loss or gradient was not finite."""
+
+
+def checkpoint_path(run_dir: Path, batch: int) -> Path:
+    return run_dir / "checkpoints" / f"batch-{batch:08d}"
+
+
+def list_committed(run_dir: Path) -> list[Path]:
+    """Committed checkpoints, oldest first."""
+    return sorted(path.parent for path in (run_dir / "checkpoints").glob(f"batch-*/{MANIFEST}"))
+
+
+def find_checkpoint(resume: str, run_dir: Path) -> Path:
+    """The checkpoint that `--resume auto` or `--resume PATH` means. Raises CheckpointError where there is none.
+
+    PATH is a checkpoint, or a run directory, whose newest one is taken.
+    """
+    root = run_dir if resume == "auto" else Path(resume)
+    if (root / MANIFEST).is_file():
+        return root
+    if committed := list_committed(root):
+        return committed[-1]
+    if (root / _ENGINE).exists():
+        raise CheckpointError(
+            f"{root}: this checkpoint was never committed (no {MANIFEST}); resume from an earlier one"
+        )
+    raise CheckpointError(f"{root}: no committed checkpoint here; give another path, or start a new run")
+
+
+def save_checkpoint(
+    run_dir: Path,
+    counters: Counters,
+    config: AtelierConfig,
+    *,
+    engine: Any,
+    policy: DiffusionPolicy,
+    rank: int,
+    queue_state: bytes | None,
+) -> Path:
+    """Write and commit a checkpoint, then remove those beyond `checkpoint.keep`. Collective; rank 0 has `queue_state`.
+
+    Raises OSError when it cannot be written; what was committed before stays.
+    """
+    path = checkpoint_path(run_dir, counters.batch)
+    if rank == 0:
+        _remove(path)
+        path.mkdir(parents=True)
+        _write(path / _QUEUE, queue_state or b"")
+    torch.distributed.barrier()
+    engine.save_checkpoint(str(path / _ENGINE), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
+    _save_rng(path / f"rng-rank{rank}.safetensors", policy.device)
+    torch.distributed.barrier()
+    if rank == 0:
+        manifest = {
+            "format": FORMAT_VERSION,
+            "counters": asdict(counters),
+            "identity": identity(config),
+            "adapter": adapter_shapes(policy),
+            "files": {str(file.relative_to(path)): _digest(file) for file in _files(path)},
+        }
+        write_atomically(path / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync_directory(path.parent)
+        for old in list_committed(run_dir)[: -config.checkpoint.keep]:
+            _remove(old)
+    torch.distributed.barrier()
+    return path
+
+
+def load_checkpoint(
+    path: Path, config: AtelierConfig, *, engine: Any, policy: DiffusionPolicy, rank: int
+) -> tuple[Counters, bytes | None]:
+    """Restore adapter, optimiser and this rank's generators; returns counters and, on rank 0, the queue's state.
+
+    Collective. Raises CheckpointError, before anything changes, for a checkpoint of another run or damaged files.
+    """
+    counters = check_checkpoint(path, config)
+    manifest = read_manifest(path)
+    if (found := manifest["adapter"]) != (wanted := adapter_shapes(policy)):
+        name = next(name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name))
+        raise CheckpointError(
+            f"{path}: adapter tensor {name} is {found.get(name, 'missing')} in the checkpoint and "
+            f"{wanted.get(name, 'missing')} in this model; resume with the model that it was made with"
+        )
+    for name, digest in manifest["files"].items():
+        if (rank == 0 or name != _QUEUE) and _digest(path / name) != digest:
+            raise CheckpointError(f"{path / name}: damaged (its checksum differs); resume from another checkpoint")
+    loaded, _ = engine.load_checkpoint(
+        str(path / _ENGINE), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False
+    )
+    if loaded is None:
+        raise CheckpointError(f"{path}: DeepSpeed could not load its shards")
+    _load_rng(path / f"rng-rank{rank}.safetensors", policy.device)
+    return counters, (path / _QUEUE).read_bytes() if rank == 0 else None
+
+
+def check_checkpoint(path: Path, config: AtelierConfig) -> Counters:
+    """How far the checkpoint has come. Raises CheckpointError naming the first field that differs from `config`."""
+    manifest = read_manifest(path)
+    for field, wanted in identity(config).items():
+        if (found := manifest["identity"].get(field)) != wanted:
+            raise CheckpointError(
+                f"{path}: {field} is {found} in the checkpoint and {wanted} in this run; "
+                f"set {field}={found}, or start a new run"
+            )
+    return Counters(**manifest["counters"])
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """COMMITTED.json of a checkpoint. Raises CheckpointError when it is missing, damaged or of another format."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        if manifest["format"] != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format {manifest['format']}; this version reads {FORMAT_VERSION}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path / MANIFEST}: cannot be read: {error}") from error
+    return manifest
+
+
+def identity(config: AtelierConfig) -> dict[str, Any]:
+    """The settings that a checkpoint is bound to: those that shape its files or give its numbers their meaning."""
+    learner = config.learner
+    return {
+        "model.family": config.model.family,
+        "model.pretrained": config.model.pretrained,
+        "model.lora.rank": config.model.lora.rank,
+        "model.lora.alpha": config.model.lora.scale_numerator,
+        "model.lora.target_modules": list(config.model.lora.target_modules),
+        "learner.objective.type": learner.objective.type,
+        "learner.ranks": learner.ranks,
+        "learner.engine.zero_stage": learner.engine.zero_stage,
+        "learner.engine.offload": learner.engine.offload,
+        "learner.groups_per_batch": learner.groups_per_batch,
+        "learner.updates_per_batch": learner.updates_per_batch,
+        "schedule.type": config.schedule.type,
+        "prompts.source": config.prompts.source,
+        "prompts.limit": config.prompts.limit,
+        "run.seed": config.run.seed,
+    }
+
+
+def adapter_shapes(policy: DiffusionPolicy) -> dict[str, list[int]]:
+    """Name and shape of every trainable tensor, whole shapes under ZeRO-3 too."""
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in policy.trainable_parameters()}
+
+
+def _save_rng(path: Path, device: torch.device) -> None:
+    version, words, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state(legacy=False)
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+    }
+    if device.type == "cuda":
+        tensors["cuda"] = torch.cuda.get_rng_state(device)
+    plain = {
+        "python": [version, gauss],
+        "numpy": [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
+    }
+    save_file(tensors, path, metadata={"plain": json.dumps(plain)})
+    _sync(path)
+
+
+def _load_rng(path: Path, device: torch.device) -> None:
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        plain = json.loads(file.metadata()["plain"])
+    torch.set_rng_state(tensors["torch"])
+    version, gauss = plain["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
+    position, has_gauss, numpy_gauss = plain["numpy"]
+    words = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", words, position, has_gauss, numpy_gauss))
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+
+
+def _files(path: Path) -> list[Path]:
+    """What belongs to a checkpoint; DeepSpeed's conversion scripts beside its shards do not."""
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix in (".pt", ".safetensors"))
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, after it reached the disk."""
+    try:
+        _sync(path)
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except FileNotFoundError:
+        return "missing"
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """The manifest goes first, so that a half-removed checkpoint is never taken for a committed one."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    if path.exists():
+        shutil.rmtree(path)
