@@ -1,7 +1,7 @@
 # make demo    train the bundled miniature to a taste, on this machine (minutes, no download of weights)
 # make test    the tests, without those marked slow
 # make lint    formatting, lint and types
-# make bench   the benchmarks in tests/benchmarks
+# make bench   throughput of one rollout worker and one learner rank
 #
 # Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
 # newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=
@@ -13,7 +13,6 @@ CONSTRAINTS ?= constraints.txt
 
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.atelier-installed
-BENCHMARKS = $(sort $(wildcard tests/benchmarks/bench_*.py))
 
 .PHONY: demo test lint bench
 
@@ -29,8 +28,7 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 
 bench: $(INSTALLED)
-	@test -n "$(BENCHMARKS)" || { echo "no tests/benchmarks/bench_*.py"; exit 1; }
-	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(PY) "$$file"; done
+	$(PY) -m tests.benchmarks.throughput --model miniature
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

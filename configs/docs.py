@@ -14,7 +14,6 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from configs.base import Section
 from configs.errors import bounds
@@ -101,7 +100,7 @@ def _table(section: type[Section], path: str, default: Any, *, variants: bool) -
     lines = []
     for name, info in section.model_fields.items():
         if Entry(name, info, sections_of(info.annotation), section).is_plain:
-            shown = _shown(_default(section, name, default))
+            shown = "required" if info.is_required() else _shown(_default(section, name, default))
             limits = " and ".join(bounds(info)) or (f"at least {_least(info)} long" if _least(info) else "")
             kind, text = _kind(info.annotation), info.description or "Which of the variants."
             lines.append(f"| `{path}.{name}` | {kind} | {shown} | {limits} | {text} |")
@@ -140,8 +139,6 @@ def _kind_of(part: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is PydanticUndefined:
-        return "required"
     if isinstance(value, tuple):
         value = list(value)
     return "empty" if value == "" else f"`{json.dumps(value, default=str).strip(chr(34))}`"
