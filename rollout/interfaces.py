@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rollout.ordinals import Ledger
 from rollout.prompts import PromptItem
-from rollout.records import GroupHeader, PreferenceGroup
-from rollout.weights import AdapterVersion
+from rollout.versions import AdapterVersion
+
+if TYPE_CHECKING:
+    from rollout.records import GroupHeader, PreferenceGroup
 
 
 class GroupSink(Protocol):
@@ -136,3 +138,7 @@ class WorkerFactory(Protocol):
     """Starts a worker's process; returns at once."""
 
     def __call__(self, worker_id: str) -> WorkerHandle: ...
+
+
+class PeerLost(Exception):
+    """Queue or mailbox does not answer now; it may come back."""

@@ -66,6 +66,8 @@ class ChunkPlan:
     chunk_groups: int
     groups_per_batch: int | None
     """G under `schedule: sync`; None under `async`."""
+    max_batches: int | None = None
+    """Under sync the last batch's version is not sampled any more: the run ends with it."""
 
     def chunk(self, index: int) -> Chunk:
         size, per_batch = self.chunk_groups, self.groups_per_batch

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,11 @@ from torch import Tensor
 
 from rollout.adapter import adapter_checksum, deserialise_adapter
 from rollout.records import read_metadata
+from rollout.versions import AdapterVersion as AdapterVersion
 from rollout.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 _METADATA_KEY = "version"
-
-
-@dataclass(frozen=True)
-class AdapterVersion:
-    """Which adapter this is."""
-
-    step: int
-    """Optimiser steps taken."""
-    batch: int
-    """Global batches trained when it was published: the batch that it samples under `schedule: sync`."""
-    attempt: int
-    """Starts of the learner before this one; higher after every restart."""
-    sha256: str
-    """`adapter_checksum` of the adapter."""
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Later versions compare greater, restarts included."""
-        return self.attempt, self.batch
 
 
 class WeightMailbox:

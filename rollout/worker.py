@@ -1,7 +1,7 @@
 """A rollout worker: weights, chunk of prompts, groups, queue; once more. A plain class without Ray.
 
-mailbox ── fetch, before each chunk and never inside one ──► load, verify ──► sample chunk ──► put group by group ──► queue
-                                                                                                (held while it is full)
+mailbox ── fetch, between chunks only ──► load, verify ──► sample the chunk ──► put each group ──► queue
+                                                                                (held while it is full)
 """
 
 from __future__ import annotations
@@ -72,10 +72,7 @@ class RolloutWorker:
         evaluations, candidates = counters.network_evaluations, counters.scored_candidates
         started = self._clock()
         self._note(f"sampling {_span(items)} at step {version.step}")
-        with self._weights_lock:
-            groups = self._sampler.sample(
-                items, policy_step=version.step, adapter_sha256=version.sha256, worker=self._id
-            )
+        groups = self._sampler.sample(items, policy_step=version.step, adapter_sha256=version.sha256, worker=self._id)
         sampled = self._clock()
         answers = self._deliver(groups)
         self._note(f"delivered {_span(items)} of step {version.step}")
@@ -98,7 +95,7 @@ class RolloutWorker:
         return f"{action}, for {self._clock() - since:.0f} s"
 
     def adapter_sha256(self) -> str:
-        """Checksum recomputed from the live network; never seen half loaded. Waits while a chunk is sampled."""
+        """Checksum recomputed from the live network; never seen half loaded."""
         with self._weights_lock:
             return adapter_checksum(self._policy.adapter_state())
 

@@ -32,7 +32,7 @@ class RolloutWorkerActor:
         """Load policy and scorer."""
         from rollout.replay_actor import QueueClient
         from rollout.weights_actor import MailboxClient
-        from rollout.worker import build_worker  # here: the pool's process needs neither torch nor diffusers
+        from rollout.worker import build_worker  # here: the pool's process has no torch
 
         self._worker = build_worker(self._config, self._id, MailboxClient(self._mailbox), QueueClient(self._queue))
 

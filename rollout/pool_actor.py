@@ -1,0 +1,140 @@
+"""The rollout pool in Ray: a thin async actor that owns its workers, and the blocking client of driver and `scale`.
+
+driver ── create_pool ──► PoolActor ── owns ──► worker actors (end with the pool; a restarted pool starts new ones
+                            │  │                               and asks the queue what is still missing)
+                 queue ◄────┘  └────► mailbox
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from configs.learner import SyncSchedule
+from rollout.actors import actor_name, control_options
+from rollout.interfaces import PeerLost
+from rollout.ordinals import ChunkPlan, Ledger
+from rollout.pool import RolloutPool
+from rollout.prompts import PromptStream
+from rollout.versions import AdapterVersion
+from rollout.worker_actor import RayWorkers
+
+if TYPE_CHECKING:
+    from configs.schema import AtelierConfig
+
+
+class PoolActor:
+    """`RolloutPool` as an actor: same methods."""
+
+    def __init__(self, config: AtelierConfig, prompts: tuple[str, ...], queue: Any, mailbox: Any) -> None:
+        self._pool = RolloutPool(
+            config.rollout.workers,
+            chunk_plan(config),
+            PromptStream(prompts, config.run.seed),
+            _QueuePort(queue),
+            _MailboxPort(mailbox),
+            RayWorkers(config, mailbox, queue),
+        )
+        self._pool.start()  # an async actor's constructor runs inside its event loop
+
+    async def set_target(self, workers: int) -> tuple[int, int]:
+        return self._pool.set_target(workers)
+
+    async def status(self) -> str:
+        return self._pool.status()
+
+    async def stats(self) -> dict[str, Any]:
+        return self._pool.stats()
+
+    async def adapter_checksums(self) -> dict[str, str]:
+        return await self._pool.adapter_checksums()
+
+    async def stop(self, timeout_sec: float = 10.0) -> None:
+        await self._pool.stop(timeout_sec)
+
+
+def chunk_plan(config: AtelierConfig) -> ChunkPlan:
+    """How the stream is cut into chunks in this run."""
+    by_batch = isinstance(config.schedule, SyncSchedule)
+    return ChunkPlan(
+        config.rollout.workers.chunk_groups,
+        config.learner.groups_per_batch if by_batch else None,
+        config.learner.max_batches if by_batch else None,
+    )
+
+
+class _QueuePort:
+    """`LedgerSource` over the queue's actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def ledger(self, known_epoch: str | None = None, timeout_sec: float | None = None) -> Ledger | None:
+        ledger: Ledger | None = await _answer(self._actor.ledger.remote(known_epoch, timeout_sec))
+        return ledger
+
+    async def stats(self) -> Mapping[str, Any]:
+        stats: Mapping[str, Any] = await _answer(self._actor.stats.remote())
+        return stats
+
+
+class _MailboxPort:
+    """`VersionSource` over the mailbox's actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def wait_change(
+        self, known: AdapterVersion | None, timeout_sec: float | None = None
+    ) -> AdapterVersion | None:
+        version: AdapterVersion | None = await _answer(self._actor.wait_change.remote(known, timeout_sec))
+        return version
+
+
+async def _answer(call: Any) -> Any:
+    try:
+        return await call
+    except RayActorError as error:
+        raise PeerLost(str(error).strip().splitlines()[0]) from error
+
+
+class PoolClient:
+    """Blocking calls to the pool's actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def set_target(self, workers: int) -> tuple[int, int]:
+        """Numbers before and after. Raises ValueError outside rollout.workers.min..max."""
+        before, after = ray.get(self.actor.set_target.remote(workers))
+        return before, after
+
+    def status(self) -> str:
+        """`running`, `stopped`, or what ends the run: `stalled: ..`, `failed: ..`."""
+        status: str = ray.get(self.actor.status.remote())
+        return status
+
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = ray.get(self.actor.stats.remote())
+        return stats
+
+    def adapter_checksums(self) -> dict[str, str]:
+        """Of every live worker, recomputed from its network."""
+        checksums: dict[str, str] = ray.get(self.actor.adapter_checksums.remote())
+        return checksums
+
+    def stop(self, timeout_sec: float = 10.0) -> None:
+        """End every worker; call it after the queue is closed, which releases held ones. Harmless when repeated."""
+        try:
+            ray.get(self.actor.stop.remote(timeout_sec))
+        except RayActorError:
+            return
+
+
+def create_pool(config: AtelierConfig, prompts: tuple[str, ...], queue: Any, mailbox: Any) -> Any:
+    """The pool as a named actor; `queue` and `mailbox` are their actors. Its workers start at once."""
+    options = control_options(actor_name("pool", config.run.name))
+    return ray.remote(PoolActor).options(**options).remote(config, prompts, queue, mailbox)
