@@ -14,8 +14,8 @@ from collections.abc import Callable
 from rollout.interfaces import ChunkReport, LedgerSource, PeerLost, VersionSource
 from rollout.issue import IssueBook
 from rollout.ordinals import Chunk, ChunkPlan, Ledger
-from rollout.wakeup import Wakeup
 from rollout.versions import AdapterVersion
+from rollout.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 _LONG_POLL_SEC = 30.0
