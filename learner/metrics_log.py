@@ -38,6 +38,10 @@ class MetricsLog:
         """The highest step that has a line; None before the first."""
         return self._tail[-1]["step"] if self._tail else None
 
+    def at(self, step: int) -> Mapping[str, float]:
+        """The recent line of `step`; empty where there is none among the latest lines."""
+        return next((line for line in reversed(self._tail) if line["step"] == step), {})
+
     def write(self, step: int, values: Mapping[str, float], time: float) -> None:
         """Adds `values` to the line of `step`; on return they have been handed to the operating system."""
         for tag in values:

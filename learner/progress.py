@@ -12,7 +12,7 @@ from typing import TextIO
 
 PROGRESS_TAGS = {
     "batch": "throughput/batches",
-    "reward": "reward/mean",
+    "reward": "reward/final_mean",
     "pairs_per_sec": "throughput/pairs_per_sec",
     "clamped_share": "ratio/clamped_share",
     "queue_fill": "queue/fill",

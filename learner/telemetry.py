@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 from PIL import Image
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -32,6 +31,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from learner.metrics_log import MetricsLog
 from learner.progress import PROGRESS_TAGS
+from rollout.actors import actor_name, control_options, was_restarted
 
 if TYPE_CHECKING:
     from configs.schema import AtelierConfig
@@ -83,10 +83,14 @@ class Telemetry:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes `{tag: value}` at optimiser step `step`; non-finite values too, which are counted.
 
+        A repeated call (Ray repeats those that a lost actor was busy with) writes nothing again.
         Raises ValueError for a tag outside the known groups, before anything is written.
         """
-        writer, now = self._open_writer(), time.time()
-        plain = {_checked(tag): float(value) for tag, value in values.items()}
+        writer, now, known = self._open_writer(), time.time(), self._log.at(step)
+        given = {_checked(tag): float(value) for tag, value in values.items()}
+        plain = {tag: value for tag, value in given.items() if tag not in known or repr(known[tag]) != repr(value)}
+        if not plain:
+            return
         self._nonfinite += sum(not math.isfinite(value) for value in plain.values())
         for tag, value in plain.items():
             writer.add_scalar(tag, value, step, walltime=now)
@@ -153,17 +157,20 @@ class Telemetry:
         return max(0, total - last_step) * (last_sec - first_sec) / (last_step - first_step)
 
 
+class _TelemetryActor(Telemetry):
+    """Telemetry under Ray: restarted after a death, it adds to what is on disk instead of resuming once more."""
+
+    def __init__(self, run_dir: str, resume_step: int | None, **totals: int) -> None:
+        super().__init__(run_dir, None if was_restarted() else resume_step, **totals)
+
+
 def create_telemetry(config: AtelierConfig, resume_step: int | None = None) -> Any:
     """The run's telemetry as a named Ray actor, without CPUs or GPUs, on the caller's node, where `run.dir` is."""
     settings = config.learner
+    options = control_options(actor_name("telemetry", config.run.name), max_concurrency=1)
     return (
-        ray.remote(num_cpus=0)(Telemetry)
-        .options(
-            name=f"atelier-telemetry-{config.run.name}",
-            namespace="atelier",
-            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
-            scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
-        )
+        ray.remote(_TelemetryActor)
+        .options(**options)
         .remote(
             str(config.run.path.resolve()),
             resume_step,

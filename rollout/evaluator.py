@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reward import build_scorer
 from reward.base import Scorer
+from rollout.actors import NAMESPACE, actor_name, compute_options
 from rollout.adapter import adapter_checksum, deserialise_adapter
 from rollout.assets import MINIATURE
 from rollout.measures import MEASURES, Interval, Measure, paired_difference
@@ -156,18 +157,14 @@ def evaluation_prompts(settings: EvaluationSection) -> tuple[str, ...]:
 
 
 def create_evaluator(config: AtelierConfig) -> Any:
-    """The evaluator as a named Ray actor with the resources of `evaluation.resources`."""
-    resources = config.evaluation.resources
-    blank = {} if resources.gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+    """The evaluator as a named Ray actor with the resources of `evaluation.resources`.
+
+    When its process dies, Ray starts it again and repeats the evaluation, at most twice.
+    """
+    options = compute_options(config.evaluation.resources)
+    name = actor_name("evaluator", config.run.name)
     return (
         ray.remote(Evaluator)
-        .options(
-            name=f"atelier-evaluator-{config.run.name}",
-            namespace="atelier",
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            resources=resources.custom,
-            runtime_env=blank,
-        )
+        .options(name=name, namespace=NAMESPACE, max_restarts=2, max_task_retries=2, **options)
         .remote(config)
     )

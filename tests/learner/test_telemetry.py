@@ -44,33 +44,47 @@ def png_bytes(value: int) -> bytes:
 
 def test_scalars_and_images_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path)
-    telemetry.scalars(1, {"reward/mean": 2.5, "loss/total": 0.5})
+    telemetry.scalars(1, {"reward/final_mean": 2.5, "loss/total": 0.5})
     telemetry.scalars(1, {"eval/judge/crisp": 0.25})
-    telemetry.scalars(2, {"reward/mean": 3.5})
+    telemetry.scalars(2, {"reward/final_mean": 3.5})
     picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     telemetry.images(2, {"eval/grid": png_bytes(7), "eval/array": picture})
 
     accumulator = read_back(tmp_path)
-    assert [(e.step, e.value) for e in accumulator.Scalars("reward/mean")] == [(1, 2.5), (2, 3.5)]
+    assert [(e.step, e.value) for e in accumulator.Scalars("reward/final_mean")] == [(1, 2.5), (2, 3.5)]
     (grid,), (array,) = accumulator.Images("eval/grid"), accumulator.Images("eval/array")
     assert (grid.step, grid.width, grid.height, grid.encoded_image_string) == (2, 8, 8, png_bytes(7))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(array.encoded_image_string))), picture)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert {key: lines[0][key] for key in lines[0] if key != "time"} == {
-        "step": 1, "reward/mean": 2.5, "loss/total": 0.5, "eval/judge/crisp": 0.25,
+        "step": 1, "reward/final_mean": 2.5, "loss/total": 0.5, "eval/judge/crisp": 0.25,
     }  # fmt: skip
     telemetry.close()
     telemetry.close()
     with pytest.raises(RuntimeError, match="closed"):
-        telemetry.scalars(3, {"reward/mean": 1.0})
+        telemetry.scalars(3, {"reward/final_mean": 1.0})
+
+
+def test_a_repeated_call_writes_nothing_again(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    for _ in range(2):
+        telemetry.scalars(1, {"reward/final_mean": 1.0, "loss/total": math.nan})
+    telemetry.scalars(1, {"reward/final_mean": 1.0, "pairs/trained": 3.0})
+    telemetry.close()
+    reopened = Telemetry(tmp_path)
+    reopened.scalars(1, {"reward/final_mean": 1.0, "loss/total": math.nan})
+    assert reopened.progress()["nonfinite_scalars"] == 0
+    reopened.close()
+    for tag in ("reward/final_mean", "loss/total", "pairs/trained"):
+        assert steps_of(tmp_path, tag) == [1]
 
 
 @pytest.mark.parametrize("tag", ["rewards/mean", "reward", "reward/", "optimizer/lr", ""])
 def test_an_unknown_group_is_an_error_and_nothing_is_written(tmp_path: Path, tag: str) -> None:
     telemetry = Telemetry(tmp_path)
     with pytest.raises(ValueError, match="throughput"):
-        telemetry.scalars(1, {"reward/mean": 1.0, tag: 1.0})
+        telemetry.scalars(1, {"reward/final_mean": 1.0, tag: 1.0})
     with pytest.raises(ValueError, match="throughput"):
         telemetry.images(1, {tag: png_bytes(1)})
     telemetry.close()
@@ -80,14 +94,14 @@ def test_an_unknown_group_is_an_error_and_nothing_is_written(tmp_path: Path, tag
 
 def test_images_of_another_kind_are_refused(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path)
-    with pytest.raises(ValueError, match="eval/grid.*float32"):
+    with pytest.raises(ValueError, match=r"eval/grid.*float32"):
         telemetry.images(1, {"eval/grid": np.zeros((3, 8, 8), dtype=np.float32)})
     telemetry.close()
 
 
 def test_non_finite_scalars_are_written_as_they_are_and_counted(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path)
-    telemetry.scalars(1, {"loss/total": math.nan, "loss/grad_norm": math.inf, "reward/mean": 1.0})
+    telemetry.scalars(1, {"loss/total": math.nan, "loss/grad_norm": math.inf, "reward/final_mean": 1.0})
     telemetry.scalars(2, {"loss/total": -math.inf})
     assert telemetry.progress()["nonfinite_scalars"] == 3
     telemetry.close()
@@ -106,7 +120,7 @@ def test_non_finite_scalars_are_written_as_they_are_and_counted(tmp_path: Path) 
 def test_a_resume_leaves_no_duplicate_and_no_later_step(tmp_path: Path, same_process: bool) -> None:
     telemetry = Telemetry(tmp_path)
     for step in range(1, 11):
-        telemetry.scalars(step, {"reward/mean": float(step)})
+        telemetry.scalars(step, {"reward/final_mean": float(step)})
         telemetry.images(step, {"eval/grid": png_bytes(step)})
     telemetry.scalars(9, {"memory/only_before": 1.0})
     telemetry.hparams({"lr": 1.0}, {"eval/final": 0.5})
@@ -114,19 +128,19 @@ def test_a_resume_leaves_no_duplicate_and_no_later_step(tmp_path: Path, same_pro
         telemetry.resume_at(6)
     else:
         telemetry = Telemetry(tmp_path, resume_step=6)  # the first one was killed: it is never closed
-    assert steps_of(tmp_path, "reward/mean") == [1, 2, 3, 4, 5, 6]
+    assert steps_of(tmp_path, "reward/final_mean") == [1, 2, 3, 4, 5, 6]
     for step in range(7, 9):
-        telemetry.scalars(step, {"reward/mean": 100.0 + step})
+        telemetry.scalars(step, {"reward/final_mean": 100.0 + step})
         telemetry.images(step, {"eval/grid": png_bytes(100 + step)})
     telemetry.close()
 
     accumulator = read_back(tmp_path)
-    assert [e.value for e in accumulator.Scalars("reward/mean")] == [1, 2, 3, 4, 5, 6, 107, 108]
+    assert [e.value for e in accumulator.Scalars("reward/final_mean")] == [1, 2, 3, 4, 5, 6, 107, 108]
     assert [e.step for e in accumulator.Images("eval/grid")] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert "memory/only_before" not in accumulator.Tags()["scalars"]
     assert "eval/final" not in accumulator.Tags()["scalars"]
     lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(line["step"], line["reward/mean"]) for line in lines] == [
+    assert [(line["step"], line["reward/final_mean"]) for line in lines] == [
         *((float(s), float(s)) for s in range(1, 7)), (7, 107), (8, 108),
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tb"]
@@ -135,7 +149,7 @@ def test_a_resume_leaves_no_duplicate_and_no_later_step(tmp_path: Path, same_pro
 def test_a_torn_last_record_and_line_do_not_survive_a_resume(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path)
     for step in range(1, 4):
-        telemetry.scalars(step, {"reward/mean": float(step)})
+        telemetry.scalars(step, {"reward/final_mean": float(step)})
     telemetry.close()
     (events,) = (tmp_path / "tb").iterdir()
     events.write_bytes(events.read_bytes()[:-5])
@@ -143,16 +157,16 @@ def test_a_torn_last_record_and_line_do_not_survive_a_resume(tmp_path: Path) -> 
         file.write('{"step": 4, "rewa')
     resumed = Telemetry(tmp_path, resume_step=3)
     resumed.scalars(3, {"loss/total": 1.0})
-    resumed.scalars(4, {"reward/mean": 4.0})
+    resumed.scalars(4, {"reward/final_mean": 4.0})
     resumed.close()
-    assert steps_of(tmp_path, "reward/mean") == [1, 2, 4]  # the torn record was step 3
+    assert steps_of(tmp_path, "reward/final_mean") == [1, 2, 4]  # the torn record was step 3
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_rewriting_event_files_is_repeatable(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path)
-    telemetry.scalars(1, {"reward/mean": 1.0})
-    telemetry.scalars(2, {"reward/mean": 2.0})
+    telemetry.scalars(1, {"reward/final_mean": 1.0})
+    telemetry.scalars(2, {"reward/final_mean": 2.0})
     telemetry.close()
     drop_later_events(tmp_path / "tb", 1)
     once = [path.read_bytes() for path in (tmp_path / "tb").iterdir()]
@@ -184,7 +198,7 @@ def test_metrics_lines_stay_sorted_and_merged_whatever_the_order_of_arrival(tmp_
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="metrics.jsonl, line 2"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         Telemetry(tmp_path)
 
 
@@ -211,13 +225,13 @@ def test_tensorboard_shows_one_run_with_hparams_and_final_scores(
     for attempt in range(2):  # a second attempt resumes and reports again: still one session
         telemetry = Telemetry(run_dir, resume_step=1 if attempt else None)
         if attempt == 0:
-            telemetry.scalars(1, {"reward/mean": 1.0, "eval/judge/crisp": 0.25})
-        telemetry.scalars(2, {"reward/mean": 2.0})
+            telemetry.scalars(1, {"reward/final_mean": 1.0, "eval/judge/crisp": 0.25})
+        telemetry.scalars(2, {"reward/final_mean": 2.0})
         telemetry.images(2, {"eval/grid": png_bytes(3)})
-        telemetry.hparams(config, {"eval/judge/crisp": 0.75, "reward/mean": 2.0})
+        telemetry.hparams(config, {"eval/judge/crisp": 0.75, "reward/final_mean": 2.0})
         telemetry.close()
     assert [path for path in (run_dir / "tb").iterdir() if path.is_dir()] == []
-    assert [e.step for e in read_back(run_dir).Scalars("reward/mean")] == [1, 2]
+    assert [e.step for e in read_back(run_dir).Scalars("reward/final_mean")] == [1, 2]
 
     board = request.getfixturevalue("board")
     ask_experiment = {"experimentName": "", "colParams": [], "startIndex": 0, "sliceSize": 10}
@@ -225,12 +239,12 @@ def test_tensorboard_shows_one_run_with_hparams_and_final_scores(
     names = {info["name"] for info in experiment["hparamInfos"]}
     assert {"learner.optimizer.lr", "model.lora.rank", "run.name", "schedule.type"} <= names
     tags = {info["name"]["tag"] for info in experiment["metricInfos"]}
-    assert {"eval/judge/crisp", "reward/mean"} <= tags
+    assert {"eval/judge/crisp", "reward/final_mean"} <= tags
     groups = ask(board, "hparams/session_groups", {**ask_experiment, "allowedStatuses": ["STATUS_SUCCESS"]})
     (group,) = groups["sessionGroups"]
     assert group["hparams"]["learner.optimizer.lr"] == 6e-5
     scores = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-    assert scores["eval/judge/crisp"] == 0.75 and scores["reward/mean"] == 2.0
+    assert scores["eval/judge/crisp"] == 0.75 and scores["reward/final_mean"] == 2.0
     assert list(ask(board, "scalars/tags")) == ["quickstart/tb"]
     assert list(ask(board, "images/tags")) == ["quickstart/tb"]
 
@@ -247,8 +261,8 @@ def test_flattened_configuration_is_dotted_and_plain() -> None:
 def test_progress_reports_latest_values_and_time_left(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path, total_steps=40, total_batches=10)
     assert telemetry.progress()["reward"] is None and telemetry.progress()["eta_sec"] is None
-    telemetry.scalars(1, {tag: 1.0 for tag in PROGRESS_TAGS.values()})
-    telemetry.scalars(2, {"reward/mean": 7.0})
+    telemetry.scalars(1, dict.fromkeys(PROGRESS_TAGS.values(), 1.0))
+    telemetry.scalars(2, {"reward/final_mean": 7.0})
     progress = telemetry.progress()
     telemetry.close()
     assert (progress["step"], progress["total_steps"], progress["total_batches"]) == (2, 40, 10)
@@ -307,13 +321,18 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def test_the_ray_wrapper_is_named_and_writes_beside_the_run(tmp_path: Path, local_ray: None) -> None:
+def test_the_ray_wrapper_is_named_and_survives_a_death(tmp_path: Path, local_ray: None) -> None:
     config = AtelierConfig(run=RunSection(name="wrapped", dir=tmp_path))
-    telemetry = create_telemetry(config)
-    ray.get(telemetry.scalars.remote(3, {"reward/mean": 1.5}))
+    earlier = Telemetry(tmp_path)
+    earlier.scalars(1, {"reward/final_mean": 0.5})
+    earlier.scalars(2, {"reward/final_mean": 0.0})
+    earlier.close()
+    telemetry = create_telemetry(config, resume_step=1)
+    ray.get(telemetry.scalars.remote(3, {"reward/final_mean": 1.5}))
     found = ray.get_actor("atelier-telemetry-wrapped", namespace="atelier")
     progress = ray.get(found.progress.remote())
+    ray.kill(telemetry, no_restart=False)
+    ray.get(telemetry.scalars.remote(4, {"reward/final_mean": 2.5}))
     ray.get(telemetry.close.remote())
-    ray.kill(telemetry)
     assert (progress["step"], progress["reward"], progress["total_steps"]) == (3, 1.5, 100)
-    assert steps_of(tmp_path, "reward/mean") == [3]
+    assert steps_of(tmp_path, "reward/final_mean") == [1, 3, 4]
