@@ -21,9 +21,7 @@ PERSISTENT_ELEMENTS = 10_000
 """ZeRO-3 keeps smaller tensors whole on every rank: gathering each bias for each use costs more than it saves."""
 
 
-def build_engine(
-    policy: DiffusionPolicy, settings: LearnerSection, *, persistent_elements: int = PERSISTENT_ELEMENTS
-) -> Any:
+def build_engine(policy: DiffusionPolicy, settings: LearnerSection) -> Any:
     """DeepSpeed engine over `policy.network`, on the process group that exists already.
 
     The policy's parameters become the engine's: under ZeRO-3 they are empty outside a gather (`gather_adapter`).
@@ -42,14 +40,14 @@ def build_engine(
     engine, *_ = deepspeed.initialize(
         model=policy.network,
         model_parameters=parameters,
-        config=deepspeed_config(settings, persistent_elements),
+        config=deepspeed_config(settings),
         dist_init_required=False,
     )
     engine.train()  # only dropout in the adapter tells this from the sampler's mode
     return engine
 
 
-def deepspeed_config(settings: LearnerSection, persistent_elements: int = PERSISTENT_ELEMENTS) -> dict[str, Any]:
+def deepspeed_config(settings: LearnerSection) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
     optimizer, engine = settings.optimizer, settings.engine
     offloaded = engine.offload == "cpu"
@@ -69,14 +67,14 @@ def deepspeed_config(settings: LearnerSection, persistent_elements: int = PERSIS
                 "torch_adam": not offloaded,  # offloaded states are updated by DeepSpeed's CPU Adam
             },
         },
-        "zero_optimization": _zero_config(engine, persistent_elements),
+        "zero_optimization": _zero_config(engine),
     }
 
 
-def _zero_config(engine: EngineSection, persistent_elements: int) -> dict[str, Any]:
+def _zero_config(engine: EngineSection) -> dict[str, Any]:
     config: dict[str, Any] = {"stage": engine.zero_stage}
     if engine.zero_stage == 3:
-        config["stage3_param_persistence_threshold"] = persistent_elements
+        config["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
     if engine.offload == "cpu" and engine.zero_stage > 0:
         config["offload_optimizer"] = {"device": "cpu"}
         if engine.zero_stage == 3:

@@ -29,7 +29,6 @@ from learner.engine import build_engine, gather_adapter, learning_rate
 from learner.report import group_metrics, memory_metrics, queue_metrics, update_metrics
 from learner.update import UpdatePlan, Updater, UpdateResult, reduce_over_ranks
 from rollout.adapter import adapter_checksum, serialise_adapter
-from rollout.interfaces import GroupSource, WeightSink
 from rollout.policy import DiffusionPolicy, load_policy
 from rollout.records import PreferenceGroup
 from rollout.stepwise import plan_blocks
@@ -38,12 +37,28 @@ from rollout.weights import AdapterVersion
 logger = logging.getLogger(__name__)
 
 
-class Queue(GroupSource, Protocol):
+class Queue(Protocol):
     """The replay queue as a learner rank sees it (blocking calls). See `rollout.replay.ReplayQueue`."""
 
     def expect(self, latent_shape: Sequence[int]) -> None: ...
 
+    def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None: ...
+
+    def retire(self, batch: int) -> None: ...
+
     def stats(self) -> Mapping[str, Any]: ...
+
+    def state_dict(self) -> bytes: ...
+
+    def load_state_dict(self, state: bytes | None) -> None: ...
+
+
+class WeightSink(Protocol):
+    """The weight mailbox as rank 0 sees it (blocking calls). See `rollout.weights.WeightMailbox`."""
+
+    def latest_version(self) -> AdapterVersion | None: ...
+
+    def publish(self, version: AdapterVersion, state: bytes) -> None: ...
 
 
 class MetricsSink(Protocol):
