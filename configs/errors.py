@@ -141,7 +141,7 @@ def _wanted(info: FieldInfo | None) -> str:
         return "a number above 0"
     kind = " or ".join(dict.fromkeys(_kind(part) for part in alternatives(info.annotation) if part is not type(None)))
     text = " ".join([kind, " and ".join(bounds(info))]).strip()
-    example = info.get_default(call_default_factory=True, validated_data={})
+    example = info.default
     plain = isinstance(example, int | float | str | tuple | list) and example not in ("", [])
     return f"{text}, for instance {_shown(list(example) if isinstance(example, tuple) else example)}" if plain else text
 

@@ -49,7 +49,8 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 
 def sections_of(annotation: Any) -> Sections:
     """The sections among an annotation's alternatives."""
-    return tuple(part for part in alternatives(annotation) if isinstance(part, type) and issubclass(part, Section))
+    plain = (part for part in alternatives(annotation) if get_origin(part) is None)
+    return tuple(part for part in plain if isinstance(part, type) and issubclass(part, Section))
 
 
 def is_free_mapping(annotation: Any) -> bool:
