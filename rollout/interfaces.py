@@ -48,9 +48,10 @@ class GroupSampler(Protocol):
 
 
 class VersionHistory(Protocol):
-    """Which adapter versions groups may carry (asyncio)."""
+    """Which adapter versions there have been (asyncio)."""
 
-    async def history(self) -> Sequence[AdapterVersion]: ...
+    async def history(self) -> Sequence[AdapterVersion]:
+        """All that were published, oldest first."""
 
 
 class VersionSource(Protocol):

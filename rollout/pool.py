@@ -34,7 +34,7 @@ from rollout.interfaces import (
     WorkerHandle,
 )
 from rollout.ordinals import Chunk, ChunkPlan
-from rollout.pool_gauges import StallClock, Throughput, autoscaled
+from rollout.pool_gauges import StallClock, Throughput, autoscaled, backoff_sec
 from rollout.prompts import PromptStream
 from rollout.slot import Slot
 from rollout.wakeup import Wakeup
@@ -59,16 +59,16 @@ class RolloutPool:
         mailbox: VersionSource,
         spawn: WorkerFactory,
         *,
-        backoff_sec: tuple[float, float] = (1.0, 30.0),
+        backoff: tuple[float, float] = (1.0, 30.0),
         tick_sec: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`backoff_sec`: before the first restart, doubled after every further failure up to the second number."""
+        """`backoff`: seconds before the first restart, doubled after every further failure up to the second number."""
         self._settings = settings
         self._prompts = prompts
         self._queue = queue
         self._spawn = spawn
-        self._backoff_sec = backoff_sec
+        self._backoff = backoff
         self._tick_sec = tick_sec
         self._clock = clock
         self._changed = Wakeup()
@@ -164,9 +164,7 @@ class RolloutPool:
             await self._live(slot)
             if slot.failures and self._wanted(slot):
                 slot.state = "backing off"
-                first, cap = self._backoff_sec
-                delay = min(cap, first * 2.0 ** (slot.failures - 1))
-                await self._changed.until(lambda: not self._wanted(slot), delay)
+                await self._changed.until(lambda: not self._wanted(slot), backoff_sec(slot.failures, *self._backoff))
                 self._restarts += self._wanted(slot)
         slot.state = "gone"
         if slot.retiring:

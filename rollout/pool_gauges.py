@@ -79,6 +79,11 @@ class StallClock:
         return None
 
 
+def backoff_sec(failures: int, first_sec: float, cap_sec: float) -> float:
+    """How long to wait before the next start after so many failures in a row."""
+    return min(cap_sec, first_sec * 2.0 ** (failures - 1))
+
+
 def autoscaled(settings: WorkersSection, target: int, queue: Mapping[str, Any]) -> int:
     """One worker more while the learner waits for groups, one less while producers are held by a full queue."""
     if queue["waiting_ranks"] and queue["fill"] < _NEAR_EMPTY:

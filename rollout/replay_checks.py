@@ -6,7 +6,7 @@ import asyncio
 
 from rollout.interfaces import VersionHistory
 from rollout.records import GroupHeader, PreferenceGroup
-from rollout.weights import AdapterVersion
+from rollout.versions import AdapterVersion, in_force
 
 _INLINE_BYTES = 1 << 20  # below this, opening a payload takes less time than handing it to a thread
 
@@ -39,26 +39,28 @@ class VersionBook:
     def __init__(self, source: VersionHistory | None) -> None:
         """Without a source every version is accepted."""
         self._source = source
-        self._known: list[AdapterVersion] = []
-        self._former: set[tuple[int, str]] = set()
+        self._published: list[AdapterVersion] = []
+        self._in_force: list[AdapterVersion] = []
 
     async def refresh(self) -> None:
         if self._source is not None:
-            self._known = list(await self._source.history())
+            self._published = list(await self._source.history())
+            self._in_force = in_force(self._published)
 
     def forget(self) -> None:
-        """The learner went back to a checkpoint: later versions may have been taken back, so ask again."""
-        self._former.update((version.step, version.sha256) for version in self._known)
-        self._known = []
+        """The learner went back to a checkpoint: versions may have been taken back, so ask again."""
+        self._published, self._in_force = [], []
 
     def knows(self, header: GroupHeader, batch: int | None = None) -> bool:
-        """Was the group's adapter published (with `batch`, if given)?"""
+        """Is the group's adapter in force (with `batch`, if given)?"""
         return self._source is None or any(
-            (version.step, version.sha256) == (header.policy_step, header.adapter_sha256)
-            and batch in (None, version.batch)
-            for version in self._known
+            _same(version, header) and batch in (None, version.batch) for version in self._in_force
         )
 
     def knew(self, header: GroupHeader) -> bool:
-        """Was it published by an attempt that is over?"""
-        return (header.policy_step, header.adapter_sha256) in self._former
+        """Was it ever published?"""
+        return any(_same(version, header) for version in self._published)
+
+
+def _same(version: AdapterVersion, header: GroupHeader) -> bool:
+    return (version.step, version.sha256) == (header.policy_step, header.adapter_sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -22,3 +23,14 @@ class AdapterVersion:
     def order(self) -> tuple[int, int]:
         """Later versions compare greater, restarts included."""
         return self.attempt, self.batch
+
+
+def in_force(published: Iterable[AdapterVersion]) -> list[AdapterVersion]:
+    """Those of the published versions (oldest first) that groups may carry.
+
+    A learner that goes back to a checkpoint publishes an earlier batch again: what came after it is taken back.
+    """
+    standing: list[AdapterVersion] = []
+    for version in published:
+        standing = [*(earlier for earlier in standing if earlier.batch < version.batch), version]
+    return standing

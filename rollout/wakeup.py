@@ -24,12 +24,12 @@ class Wakeup:
 
     async def wait(self, timeout_sec: float | None = None) -> bool:
         """Wait for the next `fire`; False when `timeout_sec` passes first."""
-        event = self._event
-        try:
-            await asyncio.wait_for(event.wait(), timeout_sec)
-        except asyncio.TimeoutError:  # not the builtin before Python 3.11
-            return False
-        return True
+        waiter = asyncio.ensure_future(self._event.wait())
+        try:  # not asyncio.wait_for: before Python 3.12 it may swallow a cancellation that comes with the event
+            done, _ = await asyncio.wait({waiter}, timeout=timeout_sec)
+        finally:
+            waiter.cancel()
+        return bool(done)
 
     async def until(self, condition: Callable[[], bool], timeout_sec: float | None = None) -> bool:
         """Wait until `condition()` holds, tested now and after every `fire`; False when the time passes first."""

@@ -2,7 +2,7 @@
 
     learner rank 0 ── publish(version, bytes) ──► WeightMailbox ── wait_for / wait_change ──► pool: a batch is released
                                                      │    │  └─ latest() ─► (version, [ref]) ──► workers, between chunks
-             adapters/<step>.safetensors ◄───────────┘    └──── history() ───────────► queue: checksums that it knows
+             adapters/<step>.safetensors ◄───────────┘    └──── history() ───────────► queue: which it accepts
              tmp + fsync + rename, reloaded after a restart
 
 `publish` wakes everyone who waits. A learner that restarts from a checkpoint publishes with a higher `attempt`: that
@@ -25,6 +25,7 @@ from torch import Tensor
 from rollout.adapter import adapter_checksum, deserialise_adapter
 from rollout.records import read_metadata
 from rollout.versions import AdapterVersion as AdapterVersion
+from rollout.versions import in_force
 from rollout.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class WeightMailbox:
         self._changed = Wakeup()
         self._closed: str | None = None
         self._current: tuple[AdapterVersion, Any] | None = None
-        self._history: list[AdapterVersion] = []
+        self._published: list[AdapterVersion] = []
         directory.mkdir(parents=True, exist_ok=True)
         self._reload()
 
@@ -77,8 +78,8 @@ class WeightMailbox:
         return None if self._current is None else (self._current[0], [self._current[1]])
 
     async def history(self) -> list[AdapterVersion]:
-        """All versions that groups may carry, oldest first; versions taken back by a restart are not among them."""
-        return list(self._history)
+        """All versions ever published, as far as they are known, oldest first. See `in_force`."""
+        return list(self._published)
 
     async def wait_for(self, min_batch: int, timeout_sec: float | None = None) -> AdapterVersion | None:
         """The current version once its batch is at least `min_batch`; None on timeout or `close`."""
@@ -104,7 +105,8 @@ class WeightMailbox:
 
     def _make_current(self, version: AdapterVersion, data: bytes) -> None:
         self._current = (version, self._store(data))
-        self._history = [*(old for old in self._history if old.batch < version.batch), version]
+        if version not in self._published[-1:]:
+            self._published.append(version)
 
     def _reload(self) -> None:
         for leftover in self._directory.glob("*.tmp"):
@@ -121,11 +123,11 @@ class WeightMailbox:
             if newest is None or version.order > newest[0].order:
                 newest = version, data
         if newest is not None:
-            self._history = sorted(versions, key=lambda version: version.order)
+            self._published = sorted(versions, key=lambda version: version.order)
             self._make_current(*newest)
 
     def _prune(self) -> None:
-        kept = {version.step for version in self._history[-self._keep_files :]}
+        kept = {version.step for version in in_force(self._published)[-self._keep_files :]}
         for path in self._directory.glob("*.safetensors"):
             if path.stem.isdigit() and int(path.stem) not in kept:
                 path.unlink(missing_ok=True)

@@ -372,7 +372,7 @@ def test_after_going_back_versions_of_the_abandoned_attempt_are_superseded():
         mailbox = Versions(version(0), version(1), version(2))
         queue = ReplayQueue(ROOMY, ASYNC, groups_per_batch=1, versions=mailbox)
         await queue.put(*message(0, 2))
-        mailbox.versions = [version(0), version(1)]
+        mailbox.versions.append(replace(version(1), attempt=1))  # the learner starts again from batch 1
         await queue.load_state_dict(None)
         assert (await queue.put(*message(0, 2))).startswith("superseded: group 0 of worker-0 at step 2")
         assert await queue.put(*message(0, 1)) == "stored"
