@@ -18,7 +18,7 @@ from rollout.conditioning import Conditioning
 class Family(Protocol):
     """One model family over the components of its diffusers pipeline."""
 
-    network: nn.Module
+    network: Any
     vae: Any
     scheduler: Any
 
@@ -39,12 +39,12 @@ class StableDiffusionFamily:
     """Pipelines shaped like Stable Diffusion 1.x: a U-Net over one text encoder's hidden states."""
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        self.network: nn.Module = pipeline.unet
-        self.vae = pipeline.vae
-        self.scheduler = pipeline.scheduler
+        self.network: Any = pipeline.unet
+        self.vae: Any = pipeline.vae
+        self.scheduler: Any = pipeline.scheduler
         self.vae_scale_factor: int = pipeline.vae_scale_factor
-        self._text_encoder = pipeline.text_encoder
-        self._tokenizer = pipeline.tokenizer
+        self._text_encoder: Any = pipeline.text_encoder
+        self._tokenizer: Any = pipeline.tokenizer
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype, *, network_only: bool) -> StableDiffusionFamily:

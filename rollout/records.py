@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -161,8 +162,9 @@ class PreferenceGroup:
             if name.startswith(_CONDITIONING_PREFIX)
         }
         optional = {name: tensors.pop(name, None) for name in _OPTIONAL_LATENTS}
+        values: dict[str, Any] = {**plain, **tensors, **optional}
         try:
-            return cls(conditioning=conditioning, **plain, **tensors, **optional)
+            return cls(conditioning=conditioning, **values)
         except TypeError as error:
             raise ValueError(f"preference group with missing or unknown fields: {error}") from error
 

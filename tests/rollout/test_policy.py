@@ -105,11 +105,11 @@ def test_foreign_and_damaged_adapters_are_refused_and_change_nothing(policy, fol
     wide = load_policy(
         ModelSection(pretrained=str(folder), lora=LoraSection(rank=8)), NoiseSection(), "cpu", seed=4
     ).adapter_state()
-    with pytest.raises(ValueError, match="has shape .*this model needs"):
+    with pytest.raises(ValueError, match=r"has shape .*this model needs"):
         policy.load_adapter(wide, adapter_checksum(wide))
     with pytest.raises(ValueError, match="1 names differ"):
         policy.load_adapter(dict(list(state.items())[1:]), good)
-    with pytest.raises(ValueError, match="checksum .* differs from the published"):
+    with pytest.raises(ValueError, match=r"checksum .* differs from the published"):
         policy.load_adapter({**state, next(iter(state)): next(iter(state.values())) + 1}, good)
     with pytest.raises(ValueError, match="not an adapter"):
         deserialise_adapter(serialise_adapter(state)[:-3])

@@ -41,14 +41,14 @@ def test_plan_of_the_paper(policy):
 
 
 def test_plan_with_blocks_and_a_shorter_last_one(policy):
-    plain, blocks = plan_blocks(policy.schedule, 750, 0, 3)
+    _, blocks = plan_blocks(policy.schedule, 750, 0, 3)
     assert blocks[0] == [751, 701, 651] and blocks[-1] == [1] and sum(map(len, blocks)) == 16
     assert plan_blocks(policy.schedule, 1000, 0, 4)[0] == []
     assert plan_blocks(policy.schedule, 750, 250, 1)[1][-1] == [301]
 
 
 def test_groups_carry_their_rollout(policy):
-    groups, sampler = run(policy, threshold=0.0)
+    groups, _ = run(policy, threshold=0.0)
     assert [group.ordinal for group in groups] == [0, 1, 2]
     for group, item in zip(groups, ITEMS, strict=True):
         assert (group.prompt, group.seed, group.policy_step, group.worker) == (item.prompt, item.seed, 5, "worker-3")

@@ -105,9 +105,9 @@ def test_predict_x0_inverts_the_forward_process_at_timestep_0_too():
 
 
 def test_settings_that_have_no_log_probability_are_refused():
-    with pytest.raises(ValueError, match="eta is 0.0"):
+    with pytest.raises(ValueError, match=r"eta is 0\.0"):
         NoiseSchedule.from_scheduler(make_scheduler(), 20, eta=0.0)
-    with pytest.raises(ValueError, match="FlowMatch.*alphas_cumprod"):
+    with pytest.raises(ValueError, match=r"FlowMatch.*alphas_cumprod"):
         NoiseSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler(), 20)
     with pytest.raises(ValueError, match=r"num_steps is 2000.*2\.\.1000"):
         NoiseSchedule.from_scheduler(make_scheduler(), 2000)
