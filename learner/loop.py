@@ -32,7 +32,7 @@ from rollout.adapter import adapter_checksum, serialise_adapter
 from rollout.policy import DiffusionPolicy, load_policy
 from rollout.records import PreferenceGroup
 from rollout.stepwise import plan_blocks
-from rollout.weights import AdapterVersion
+from rollout.versions import AdapterVersion
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,8 @@ class _Rank:
         if self._rank == 0:
             self._queue.expect(self._policy.latent_shape)
             self._queue.load_state_dict(queue_state)
-            self._metrics.resume_at(self.counters.step)
+            if self._attempt > 0 or resume_from is not None:
+                self._metrics.resume_at(self.counters.step)
         torch.distributed.barrier()
         if resume_from is None:
             self.save()  # a learner that is lost early comes back here

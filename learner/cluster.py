@@ -1,0 +1,231 @@
+"""Where the run meets Ray: the cluster, the run's actors, and the learner's ranks under Ray Train.
+
+    driver ── create_actors ──► mailbox · queue · telemetry · evaluator · pool ──► workers
+       └───── LearnerThread ──► TorchTrainer ──► learner_rank × M ──► learner.loop.train
+
+Nothing is decided here; every actor is a thin wrapper of a plain class.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from configs.learner import LearnerSection
+from configs.schema import AtelierConfig
+from learner.checkpoint import CheckpointError, list_committed
+from learner.loop import train
+from learner.report import peak_memory_bytes
+from learner.telemetry import create_telemetry
+from rollout.actors import NAMESPACE, compute_options
+from rollout.contact_sheet import grid
+from rollout.evaluator import EvalResult, create_evaluator
+from rollout.pool_actor import PoolClient, create_pool
+from rollout.replay_actor import QueueClient, create_queue
+from rollout.versions import AdapterVersion
+from rollout.weights_actor import MailboxClient, create_mailbox
+
+_CONTROLLER_FAILURES = 3  # Ray Train would retry its start for ever
+_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a rank imports torch and DeepSpeed, maybe on a busy core
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # the run has its own telemetry
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same for every process
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address` or $RAY_ADDRESS, else start one on this machine that only loopback can reach.
+
+    Raises ConnectionError where there is no cluster.
+    """
+    for name, value in _TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.WARNING}
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `python -m rollout.scale` finds the token where Ray keeps it
+        ray._raylet.Config.initialize("")  # Ray read the variable when it was imported
+        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        return
+    try:
+        ray.init(address=address, **common)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConnectionError(f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Handles and blocking clients of one run's actors; the pool comes later."""
+
+    mailbox: MailboxClient
+    queue: QueueClient
+    telemetry: Any
+    evaluator: Any
+
+
+def create_actors(config: AtelierConfig, *, resume: bool) -> Actors:
+    """Start mailbox, queue, telemetry and evaluator. Raises ValueError where a live run has the same name."""
+    try:
+        mailbox = create_mailbox(config)
+        queue = create_queue(config, mailbox, resume=resume)
+        return Actors(MailboxClient(mailbox), QueueClient(queue), create_telemetry(config), create_evaluator(config))
+    except ValueError as error:
+        raise ValueError(f"run.name {config.run.name}: a live run on this cluster has this name; {error}") from error
+
+
+def start_pool(config: AtelierConfig, prompts: tuple[str, ...], actors: Actors) -> PoolClient:
+    """Start the rollout workers."""
+    return PoolClient(create_pool(config, prompts, actors.queue.actor, actors.mailbox.actor))
+
+
+class LearnerThread(threading.Thread):
+    """Runs the trainer while the driver watches. Afterwards `outcome` or `error` is set."""
+
+    def __init__(self, config: AtelierConfig, actors: Actors, resume_from: Path | None) -> None:
+        super().__init__(name="learner", daemon=True)
+        self._trainer = build_trainer(config, actors, resume_from)
+        self.outcome: Mapping[str, Any] | None = None
+        """What rank 0's `learner_rank` returned."""
+        self.error: str | None = None
+
+    def run(self) -> None:
+        try:
+            self.outcome = self._trainer.fit().return_value
+        except Exception as error:  # whatever ends the learner is the driver's to report
+            self.error = root_cause(error)
+
+
+def build_trainer(config: AtelierConfig, actors: Actors, resume_from: Path | None) -> Any:
+    """Ray Train over `learner_rank`: a fixed number of ranks, restarted together when one is lost."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = config.learner
+    resources = settings.resources
+    return TorchTrainer(
+        learner_rank,
+        train_loop_config={
+            "config": config,
+            "queue": actors.queue.actor,
+            "mailbox": actors.mailbox.actor,
+            "telemetry": actors.telemetry,
+            "evaluator": actors.evaluator,
+            "resume_from": resume_from,
+        },
+        torch_config=TorchConfig(backend=backend(settings), timeout_s=math.ceil(settings.engine.timeout_sec)),
+        scaling_config=ScalingConfig(
+            num_workers=settings.ranks,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus, **resources.custom},
+        ),
+        run_config=RunConfig(
+            name="learner",
+            storage_path=str(config.run.path / "ray_train"),
+            failure_config=FailureConfig(
+                max_failures=config.checkpoint.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+            ),
+            worker_runtime_env=compute_options(resources)["runtime_env"],
+        ),
+    )
+
+
+def backend(settings: LearnerSection) -> str:
+    """nccl where every rank has a GPU to itself, else gloo; or what the configuration says."""
+    if settings.engine.backend != "auto":
+        return settings.engine.backend
+    gpus = settings.resources.gpus
+    return "nccl" if gpus >= 1 or (gpus > 0 and settings.ranks == 1) else "gloo"
+
+
+def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
+    """One rank, inside a Ray Train worker. Errors that a restart cannot cure are returned, all others are raised."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    config: AtelierConfig = given["config"]
+    context = get_context()
+    torch.set_num_threads(max(1, int(config.learner.resources.cpus)))
+    device = get_device() if config.learner.resources.gpus else torch.device("cpu")
+    committed = list_committed(config.run.path)  # newer than what the driver chose, after a restart
+    evaluations = EvaluationRequests(given["evaluator"], given["telemetry"], config.evaluation.grid_size)
+    try:
+        result = train(
+            context.get_world_rank(),
+            context.get_world_size(),
+            config,
+            QueueClient(given["queue"]),
+            MailboxClient(given["mailbox"]),
+            TelemetryClient(given["telemetry"]),
+            device=device,
+            resume_from=committed[-1] if committed else given["resume_from"],
+            evaluate=evaluations,
+        )
+    except (CheckpointError, FloatingPointError) as error:
+        return {"error": str(error)}
+    evaluations.wait()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
+    return {**asdict(result), "peak_memory_bytes": peak}
+
+
+class TelemetryClient:
+    """`learner.loop.MetricsSink` over the actor: returns once a value is on disk."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        ray.get(self._actor.scalars.remote(step, dict(values)))
+
+    def resume_at(self, step: int) -> None:
+        ray.get(self._actor.resume_at.remote(step))
+
+
+class EvaluationRequests:
+    """`learner.loop.EvaluationHook`: the evaluator works through requests while training goes on."""
+
+    def __init__(self, evaluator: Any, telemetry: Any, grid_size: int) -> None:
+        self._evaluator = evaluator
+        self._telemetry = telemetry
+        self._grid_size = grid_size
+        self._pending: list[Any] = []
+
+    def __call__(self, version: AdapterVersion, state: bytes) -> None:
+        result = self._evaluator.evaluate.remote(state, version.sha256)
+        record = ray.remote(num_cpus=0)(record_evaluation)
+        self._pending.append(record.remote(result, self._telemetry, version.step, self._grid_size))
+
+    def wait(self) -> None:
+        """Until every request is recorded. Raises what an evaluation raised."""
+        ray.get(self._pending)
+
+
+def record_evaluation(result: EvalResult, telemetry: Any, step: int, grid_size: int) -> None:
+    """Scores and a grid of the first pictures into telemetry."""
+    ray.get(telemetry.scalars.remote(step, result.scalars()))
+    picture = grid(result.images[:grid_size], result.prompts[:grid_size])
+    ray.get(telemetry.images.remote(step, {"eval/grid": picture}))
+
+
+def root_cause(error: BaseException) -> str:
+    """What a rank raised, without Ray's and Ray Train's wrapping."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = next(iter(failures.items()))
+        return f"learner rank {rank}: {root_cause(failure)}"
+    cause = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
+    if isinstance(cause, BaseException) and cause is not error:
+        return root_cause(cause)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in lines[0] else lines[0]}"

@@ -1,0 +1,297 @@
+"""A run, from the command line to the last words. `python -m learner.main` trains the bundled miniature; on a cluster
+    ray job submit --working-dir . -- python -m learner.main --config configs/sd15_spo.yaml run.dir=/shared/runs/sd15
+
+    parse ─► configuration ─► run directory ─► Ray ─► actors ─┬─► evaluation of the base ──────────┬─► after ─► export
+                                                              └─► pool, learner thread ─► watch ───┘
+    While it watches, the driver shows progress; a signal, or a pool that gave up, closes the queue: the learner then
+    finishes its batch and saves a checkpoint.
+
+Exit status: 0 finished, 1 failed or refused, 2 wrong usage, 130 and 143 interrupted by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from configs.cautions import cautions
+from configs.errors import ConfigError
+from configs.load import dump_config, load_config
+from configs.placement import compare, placement, render_placement
+from configs.schema import AtelierConfig
+from learner import cluster
+from learner.checkpoint import CheckpointError
+from learner.progress import ProgressLine
+from learner.results import conclude
+from learner.run_dir import RunDir, RunDirError
+from rollout.evaluator import EvalResult, evaluation_prompts
+from rollout.pool_actor import PoolClient
+from rollout.prompts import load_prompts
+
+POLL_SEC = 0.5
+GAUGES_SEC = 5.0
+_ANSWER_SEC = 10.0
+
+
+class RunError(Exception):
+    """The run cannot start, or ended badly. The message is for the console."""
+
+
+class Interrupted(Exception):
+    """A signal asked for the end."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = parse(arguments)
+    try:
+        config = with_absolute_run_dir(load_config(options.config, options.overrides))
+        for sentence in cautions(config):
+            say(f"note: {sentence}")
+        if options.dry_run:
+            return dry_run(config, options.address)
+        with RunDir(config, options.resume) as run_dir:
+            return run(config, run_dir, options.address)
+    except (ConfigError, RunDirError, CheckpointError, ConnectionError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options and dotted overrides, in any order."""
+    parser = argparse.ArgumentParser(
+        prog="python -m learner.main", description="Post-train a diffusion model to a taste."
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file or preset (default: the quickstart preset)")
+    parser.add_argument("--resume", metavar="auto|PATH", help="go on from the newest checkpoint, or from this one")
+    parser.add_argument("--dry-run", action="store_true", help="show the resolved configuration and the placement")
+    parser.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance learner.optimizer.lr=1e-5")
+    return parser.parse_intermixed_args(arguments)
+
+
+def with_absolute_run_dir(config: AtelierConfig) -> AtelierConfig:
+    """The same run for processes in other working directories."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": config.run.path.resolve()})})
+
+
+def dry_run(config: AtelierConfig, address: str | None) -> int:
+    """Print the resolved configuration and the placement. Status 1 where the cluster has too little."""
+    say(dump_config(config))
+    cluster.connect(address)
+    try:
+        resources = ray.cluster_resources()
+        say(render_placement(config, resources))
+        return 1 if compare(placement(config), resources) else 0
+    finally:
+        ray.shutdown()
+
+
+def run(config: AtelierConfig, run_dir: RunDir, address: str | None) -> int:
+    """Everything after the configuration is known and the run directory taken."""
+    try:
+        prompts = load_prompts(config.prompts.source, config.prompts.limit)
+        evaluation_prompts(config.evaluation)
+        cluster.connect(address)
+    except ValueError as error:
+        run_dir.discard()
+        raise RunError(str(error)) from error
+    except ConnectionError:
+        run_dir.discard()
+        raise
+    try:
+        if short := compare(placement(config), ray.cluster_resources()):
+            run_dir.discard()
+            raise RunError("the cluster has too little for this run\n" + "\n".join(short))
+        with Signals() as signals:
+            return Driver(config, run_dir, prompts, signals).run()
+    finally:
+        ray.shutdown()
+
+
+class Driver:
+    """Starts the parts, watches them, and concludes."""
+
+    def __init__(self, config: AtelierConfig, run_dir: RunDir, prompts: tuple[str, ...], signals: Signals) -> None:
+        self._config = config
+        self._run_dir = run_dir
+        self._signals = signals
+        self._began_sec = time.monotonic()
+        try:
+            self._actors = cluster.create_actors(config, resume=run_dir.checkpoint is not None)
+        except ValueError as error:
+            run_dir.discard()
+            raise RunError(str(error)) from error
+        run_dir.start(config)
+        self._announce()
+        self._base: EvalResult | None = None
+        self._base_call = self._actors.evaluator.evaluate.remote(None)
+        self._pool: PoolClient = cluster.start_pool(config, prompts, self._actors)
+        self._learner = cluster.LearnerThread(config, self._actors, run_dir.checkpoint)
+        self._line = ProgressLine()
+        self._shown_sec = 0.0
+        self._gauged_step = -1
+
+    def run(self) -> int:
+        """Train, evaluate, conclude; returns the exit status. Raises RunError."""
+        self._learner.start()
+        try:
+            stopped = self._watch()
+            self._actors.queue.close(stopped or "finished")
+            self._pool.stop()
+            self._refuse_failure(stopped)
+            if self._signals.received is not None:
+                raise Interrupted
+            say(self._conclude())
+            return 0
+        except Interrupted:
+            ray.get(self._actors.telemetry.close.remote())
+            say(f"Stopped by {self._signals.name}; go on with: {self._resume_command()}")
+            return 128 + int(self._signals.received or signal.SIGTERM)
+        except RayError as error:
+            raise RunError(f"{cluster.root_cause(error)}\n{self._where()}") from error
+
+    def _watch(self) -> str | None:
+        """Until the learner has ended. Returns why it was asked to stop, None if it was not."""
+        stopped: str | None = None
+        while self._learner.is_alive():
+            self._learner.join(POLL_SEC)
+            stats = _answer(self._pool.actor.stats.remote(), {})
+            if stopped is None and (stopped := self._reason_to_stop(stats.get("status", "running"))):
+                self._line.finish()
+                say(f"{stopped}: finishing the batch and saving a checkpoint")
+                self._actors.queue.close(stopped)
+            self._show(stats)
+        self._line.finish(_answer(self._actors.telemetry.progress.remote(), None))
+        return stopped
+
+    def _reason_to_stop(self, pool_status: str) -> str | None:
+        if self._signals.received is not None:
+            return self._signals.name
+        if pool_status not in ("running", "stopped"):
+            return f"rollout {pool_status}"
+        try:
+            self._collect_base(wait=False)
+        except RayError as error:
+            return f"evaluation failed: {cluster.root_cause(error)}"
+        return None
+
+    def _collect_base(self, *, wait: bool) -> None:
+        """Record the base model's evaluation once it is there."""
+        if self._base is None and (wait or ray.wait([self._base_call], timeout=0)[0]):
+            self._base = self._until(self._base_call)
+            cluster.record_evaluation(self._base, self._actors.telemetry, 0, self._config.evaluation.grid_size)
+
+    def _show(self, pool_stats: dict[str, Any]) -> None:
+        progress = _answer(self._actors.telemetry.progress.remote(), None)
+        if progress is None:
+            return
+        now = time.monotonic()
+        if pool_stats and progress["step"] > self._gauged_step and now - self._shown_sec > GAUGES_SEC:
+            self._shown_sec, self._gauged_step = now, progress["step"]
+            gauges = {
+                "throughput/workers": pool_stats["alive"],
+                "throughput/worker_deaths": pool_stats["deaths"],
+                "throughput/rollout_groups_per_sec": pool_stats["groups_per_sec"],
+                "throughput/scored_candidates_per_sec": pool_stats["scored_candidates_per_sec"],
+            }
+            self._actors.telemetry.scalars.remote(progress["step"], gauges)
+        self._line.update(progress)
+
+    def _refuse_failure(self, stopped: str | None) -> None:
+        """Raises RunError unless the learner has finished, or was stopped by a signal."""
+        outcome = self._learner.outcome or {}
+        error = self._learner.error or outcome.get("error")
+        if error is None and stopped is not None and self._signals.received is None:
+            error = stopped
+        if error is None and not outcome.get("finished") and stopped is None:
+            error = "the learner ended before its last batch"
+        if error is not None:
+            raise RunError(f"{error}\n{self._where()}")
+
+    def _conclude(self) -> str:
+        self._collect_base(wait=True)
+        published = self._actors.mailbox.fetch(None)
+        assert published is not None and self._base is not None and self._learner.outcome is not None
+        version, state = published
+        say(f"evaluating the trained model: {self._config.evaluation.num_prompts} pictures")
+        after = self._until(self._actors.evaluator.evaluate.remote(state, version.sha256))
+        words = conclude(
+            self._config, self._actors, self._learner.outcome, published, self._base, after, self._began_sec
+        )
+        ray.get(self._actors.telemetry.close.remote())
+        return words
+
+    def _until(self, call: Any) -> Any:
+        """The call's answer. Raises Interrupted when a signal comes first."""
+        while not ray.wait([call], timeout=POLL_SEC)[0]:
+            if self._signals.received is not None:
+                raise Interrupted
+        return ray.get(call)
+
+    def _announce(self) -> None:
+        config, counters = self._config, self._run_dir.counters
+        settings = config.learner
+        say(
+            f"Run {config.run.name} in {self._run_dir.path}: {settings.max_batches} batches of "
+            f"{settings.groups_per_batch} prompts, {config.schedule.type}, {settings.ranks} learner rank(s), "
+            f"{config.rollout.workers.initial} rollout worker(s)"
+        )
+        if self._run_dir.checkpoint is not None:
+            say(f"Resuming after batch {counters.batch} (step {counters.step}) from {self._run_dir.checkpoint}")
+        say(f"Watch it with: tensorboard --logdir {self._run_dir.path / 'tb'}")
+
+    def _resume_command(self) -> str:
+        return f"python -m learner.main --config {self._run_dir.path / 'config.yaml'} --resume auto"
+
+    def _where(self) -> str:
+        return f"logs of all processes: /tmp/ray/session_latest/logs; after mending it: {self._resume_command()}"
+
+
+class Signals:
+    """Notes the first SIGINT or SIGTERM; a second one ends the process at once. Ray installs its own before."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._former: dict[int, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return "no signal" if self.received is None else signal.Signals(self.received).name
+
+    def __enter__(self) -> Signals:
+        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + number)
+        self.received = number
+
+
+def _answer(call: Any, otherwise: Any) -> Any:
+    """A control actor's answer, or `otherwise` while it is being restarted."""
+    try:
+        return ray.get(call, timeout=_ANSWER_SEC)
+    except GetTimeoutError:
+        return otherwise
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What a finished run leaves behind: final evaluation, before/after grid, LoRA files, summary.json, closing words."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from configs.schema import AtelierConfig
+from learner.cluster import Actors
+from learner.export import export_lora
+from learner.metrics_log import read_metrics
+from learner.summary import (
+    EvaluationEnds,
+    GroupBooks,
+    RewardEnds,
+    Summary,
+    closing_text,
+    write_summary,
+)
+from learner.telemetry import flatten_config
+from rollout.adapter import deserialise_adapter
+from rollout.assets import pipeline_path
+from rollout.contact_sheet import before_after
+from rollout.evaluator import EvalResult, differences
+from rollout.versions import AdapterVersion
+from rollout.weights import write_atomically
+
+GRID = "before_after.png"
+REWARD_TAG = "reward/mean"
+
+
+def conclude(
+    config: AtelierConfig,
+    actors: Actors,
+    outcome: Mapping[str, Any],
+    published: tuple[AdapterVersion, bytes],
+    before: EvalResult,
+    after: EvalResult,
+    began_sec: float,
+) -> str:
+    """Write everything into the run directory; returns the closing words. `began_sec` is `time.monotonic()`'s."""
+    version, state = published
+    step = outcome["counters"]["step"]
+    picture = _grid(config, before, after)
+    ray.get(actors.telemetry.scalars.remote(step, after.scalars()))
+    ray.get(actors.telemetry.images.remote(step, {"eval/before_after": picture}))
+    ray.get(actors.telemetry.hparams.remote(flatten_config(config), after.scalars()))
+    lora = export_lora(deserialise_adapter(state), config, steps=step, before=before.metrics, after=after.metrics)
+    queue = actors.queue.stats()
+    summary = Summary(
+        steps=step,
+        wall_sec=time.monotonic() - began_sec,
+        groups=GroupBooks(**{name: queue[name] for name in ("produced", "trained", "dropped", "queued")}),
+        pairs_trained=queue["pairs_trained"],
+        reward=reward_ends(config.run.path),
+        eval=EvaluationEnds(before=before.metrics, after=after.metrics),
+        peak_memory_bytes={
+            "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "learner": outcome["peak_memory_bytes"],
+            "evaluator": ray.get(actors.evaluator.peak_memory_bytes.remote()),
+        },
+        adapter_sha256=version.sha256,
+    )
+    write_summary(config.run.path, summary)
+    return closing_text(
+        config.run.path,
+        summary,
+        base_model=pipeline_path(config.model.pretrained),
+        grid=config.run.path / GRID,
+        lora=lora.folder,
+        checkpoints=config.run.path / "checkpoints",
+        differences=differences(before, after),
+    )
+
+
+def reward_ends(run_dir: Path) -> RewardEnds:
+    """Mean reward of finished rollouts in the first and in the last batch; NaN where no batch was trained."""
+    rewards = [line[REWARD_TAG] for line in read_metrics(run_dir / "metrics.jsonl") if REWARD_TAG in line]
+    return RewardEnds(first=rewards[0], last=rewards[-1]) if rewards else RewardEnds(first=math.nan, last=math.nan)
+
+
+def _grid(config: AtelierConfig, before: EvalResult, after: EvalResult) -> bytes:
+    shown = slice(0, config.evaluation.grid_size)
+    picture = before_after(before.images[shown], after.images[shown], before.prompts[shown])
+    write_atomically(config.run.path / GRID, picture)
+    return picture
