@@ -11,7 +11,10 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from rollout.actors import NAMESPACE
+import ray
+from ray.exceptions import RayError
+
+from rollout.actors import NAMESPACE, ActorNotFound, find_actor
 
 _CONNECT_TIMEOUT_SEC = 5.0
 
@@ -33,11 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def scale(workers: int, run: str, *, address: str | None = None, namespace: str = NAMESPACE) -> str:
     """Set the target of a run's pool; returns the sentence to print. Raises ScaleError."""
-    import ray
-    from ray.exceptions import RayError
-
-    from rollout.actors import ActorNotFound, find_actor
-
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
     _check_reachable(address)
     try:

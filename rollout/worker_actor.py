@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class RolloutWorkerActor:
         self._id = worker_id
         self._mailbox = mailbox
         self._queue = queue
+        self._host = ray.util.get_node_ip_address()
         self._worker: RolloutWorker | None = None
 
     def load(self) -> None:
@@ -41,7 +43,8 @@ class RolloutWorkerActor:
 
     @ray.method(concurrency_group="control")
     def describe(self) -> str:
-        return "loading models" if self._worker is None else self._worker.describe()
+        """Where it runs, and what it does."""
+        return f"pid {os.getpid()} on {self._host}: {'loading' if self._worker is None else self._worker.describe()}"
 
     @ray.method(concurrency_group="control")
     def adapter_sha256(self) -> str:
