@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import ray
@@ -29,9 +28,11 @@ from configs.placement import compare, placement, render_placement
 from configs.schema import AtelierConfig
 from learner import cluster
 from learner.checkpoint import CheckpointError
+from learner.export import adapter_shapes
 from learner.progress import ProgressLine
 from learner.results import conclude
 from learner.run_dir import RunDir, RunDirError
+from learner.signals import Signals
 from rollout.evaluator import EvalResult, evaluation_prompts
 from rollout.pool_actor import PoolClient
 from rollout.prompts import load_prompts
@@ -98,13 +99,9 @@ def dry_run(config: AtelierConfig, address: str | None) -> int:
 def run(config: AtelierConfig, run_dir: RunDir, address: str | None) -> int:
     """Everything after the configuration is known and the run directory taken."""
     try:
-        prompts = load_prompts(config.prompts.source, config.prompts.limit)
-        evaluation_prompts(config.evaluation)
+        prompts = read_inputs(config)
         cluster.connect(address)
-    except ValueError as error:
-        run_dir.discard()
-        raise RunError(str(error)) from error
-    except ConnectionError:
+    except (RunError, ConnectionError):
         run_dir.discard()
         raise
     try:
@@ -115,6 +112,23 @@ def run(config: AtelierConfig, run_dir: RunDir, address: str | None) -> int:
             return Driver(config, run_dir, prompts, signals).run()
     finally:
         ray.shutdown()
+
+
+def read_inputs(config: AtelierConfig) -> tuple[str, ...]:
+    """The training prompts, once everything that the configuration names was found. Raises RunError."""
+    try:
+        prompts = load_prompts(config.prompts.source, config.prompts.limit)
+        evaluation_prompts(config.evaluation)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    try:
+        adapter_shapes(config.model)  # reads the model's configuration, not its weights
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"model.pretrained = {config.model.pretrained} with model.lora.target_modules = "
+            f"{config.model.lora.target_modules}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return prompts
 
 
 class Driver:
@@ -254,31 +268,6 @@ class Driver:
 
     def _where(self) -> str:
         return f"logs of all processes: /tmp/ray/session_latest/logs; after mending it: {self._resume_command()}"
-
-
-class Signals:
-    """Notes the first SIGINT or SIGTERM; a second one ends the process at once. Ray installs its own before."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._former: dict[int, Any] = {}
-
-    @property
-    def name(self) -> str:
-        return "no signal" if self.received is None else signal.Signals(self.received).name
-
-    def __enter__(self) -> Signals:
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise SystemExit(128 + number)
-        self.received = number
 
 
 def _answer(call: Any, otherwise: Any) -> Any:

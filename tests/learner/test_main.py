@@ -1,0 +1,179 @@
+"""The command: refusals before anything starts, and whole runs of a tiny model with every real part, under Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPConfig, CLIPModel
+
+from learner import main as command
+from learner.checkpoint import list_committed
+from learner.run_dir import RunDir, RunDirError
+from learner.summary import read_summary
+from tests.learner.inprocess import PROMPTS
+from tests.tiny import MAX_TOKENS, tiny_pipeline, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+FINISH_SEC = 280
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A CLIP of random weights for the step-aware scorer."""
+    torch.manual_seed(1)
+    tokenizer = tiny_tokenizer(folder)
+    shared = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+    text = {
+        **shared, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {**shared, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Overrides of the quickstart that make it tiny: sync, 2 prompts a batch, 4 batches of 2 steps."""
+    folder = tmp_path_factory.mktemp("main")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    return [
+        f"model.pretrained={tiny_pipeline(folder / 'pipeline')}", "noise.num_steps=5", "noise.guidance_scale=2.0",
+        f"prompts.source={prompts}", f"evaluation.prompts={prompts}", "evaluation.num_prompts=4",
+        "evaluation.grid_size=4", "evaluation.measures=[]", f"rollout.scorer.clip={tiny_clip(folder / 'clip')}",
+        "rollout.sampler.num_candidates=2", "rollout.sampler.threshold=0.0", "rollout.workers.chunk_groups=2",
+        "learner.groups_per_batch=2", "learner.max_batches=4", "learner.optimizer.warmup_steps=0",
+        "learner.optimizer.lr=1e-3", "checkpoint.every_batches=1", "schedule={type: sync}",
+    ]  # fmt: skip
+
+
+def refused(capsys, arguments, text):
+    assert command.main(arguments) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_options_and_overrides_come_in_any_order():
+    options = command.parse(["a.b=1", "--resume", "auto", "c=2", "--config", "x.yaml", "--dry-run"])
+    assert options.overrides == ["a.b=1", "c=2"] and options.resume == "auto" and options.dry_run
+    with pytest.raises(SystemExit) as wrong:
+        command.parse(["--nonsense"])
+    assert wrong.value.code == 2
+
+
+def test_a_bad_configuration_is_refused_before_anything_starts(capsys, settings, tmp_path):
+    run_dir = f"run.dir={tmp_path / 'run'}"
+    refused(capsys, [*settings, run_dir, "learner.optimiser.lr=1"], "did you mean learner.optimizer")
+    refused(capsys, [*settings, run_dir, "prompts.source=/nowhere/prompts.txt"], "/nowhere/prompts.txt")
+    refused(capsys, [*settings, run_dir, "evaluation.num_prompts=6"], "evaluation.num_prompts is 6")
+    refused(capsys, [*settings, run_dir, "model.pretrained=/nowhere/model"], "model.pretrained = /nowhere/model")
+    refused(capsys, [*settings, run_dir, "model.lora.target_modules=[to_x]"], "model.lora.target_modules")
+    refused(capsys, [*settings, run_dir, "--resume", str(tmp_path)], "no committed checkpoint")
+    refused(capsys, [*settings, run_dir, "--address", "127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'")
+    assert not (tmp_path / "run").exists(), "nothing half-written"
+
+
+def load(settings, run_dir):
+    return command.with_absolute_run_dir(command.load_config(None, [*settings, f"run.dir={run_dir}"]))
+
+
+def test_a_run_directory_is_used_once(settings, tmp_path):
+    config = load(settings, tmp_path / "run")
+    with RunDir(config, None) as run_dir:
+        with pytest.raises(RunDirError, match=rf"in use by a live run \(process {os.getpid()}\)"):
+            RunDir(config, None)
+        run_dir.start(config)
+    with pytest.raises(RunDirError, match=r"holds a run already.*--resume auto"):
+        RunDir(config, None)
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_resume_auto_starts_in_an_unused_directory(settings, tmp_path):
+    with RunDir(load(settings, tmp_path / "run"), "auto") as run_dir:
+        assert run_dir.checkpoint is None
+
+
+def test_a_directory_that_cannot_be_written_is_refused(settings, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RunDirError, match="cannot be written"):
+        RunDir(load(settings, tmp_path / "file" / "run"), None)
+
+
+def start(settings, run_dir, *more):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "learner.main", *settings, f"run.dir={run_dir}", *more],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    try:
+        output, _ = process.communicate(timeout=FINISH_SEC)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"still running after {FINISH_SEC} s:\n{output[-4000:]}")
+    return process.returncode, output
+
+
+def metrics(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    kept = ("step", "loss/", "ratio/", "pairs/", "reward/")
+    return [{k: v for k, v in json.loads(line).items() if k.startswith(kept)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole_run(settings, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    return run_dir, *finish(start([*settings, "run.name=whole"], run_dir))
+
+
+def test_a_run_leaves_everything_where_it_says(whole_run, settings):
+    run_dir, status, output = whole_run
+    assert status == 0, output
+    summary = read_summary(run_dir / "summary.json")
+    assert summary.steps == 8 and summary.groups.trained == 8 and summary.groups.produced == 8
+    assert summary.pairs_trained > 0 and summary.eval.before.keys() == summary.eval.after.keys() == {"reward"}
+    assert {"driver", "learner", "evaluator"} <= summary.peak_memory_bytes.keys()
+    for name in ("before_after.png", "config.yaml", "lora/pytorch_lora_weights.safetensors", "tb", "checkpoints"):
+        assert (run_dir / name).exists(), name
+    for text in ("step 8/8", "Finished 8 steps", "tensorboard --logdir", "load_lora_weights"):
+        assert text in output, output
+    assert [line["step"] for line in metrics(run_dir) if "loss/total" in line] == list(range(1, 9))
+    pretrained = next(text for text in settings if text.startswith("model.pretrained")).partition("=")[2]
+    pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None)
+    pipeline.load_lora_weights(run_dir / "lora")
+
+
+def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
+    """SIGTERM ends the run with a checkpoint and status 143; going on gives the weights and losses of a whole run."""
+    run_dir = tmp_path / "run"
+    process = start([*settings, "run.name=parts"], run_dir)
+    deadline = time.monotonic() + FINISH_SEC
+    while not list_committed(run_dir)[1:] and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)  # a file of another process: there is no event to wait for
+    process.send_signal(signal.SIGTERM)
+    status, output = finish(process)
+    assert status == 143, output
+    assert "Stopped by SIGTERM" in output and "--resume auto" in output
+
+    status, output = finish(start([*settings, "run.name=parts"], run_dir, "--resume", "auto"))
+    assert status == 0, output
+    assert "Resuming after batch" in output
+    assert (
+        read_summary(run_dir / "summary.json").adapter_sha256
+        == read_summary(whole_run[0] / "summary.json").adapter_sha256
+    )
+    assert [line for line in metrics(run_dir) if "loss/total" in line] == [
+        line for line in metrics(whole_run[0]) if "loss/total" in line
+    ]
