@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,7 +57,6 @@ class ReplayQueue:
         store: PayloadStore | None = None,
         versions: VersionHistory | None = None,
         awaiting_state: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`versions`: which adapters groups may carry (unset: not checked). `awaiting_state`: producers are held and
         `take` raises QueueLost until `load_state_dict`, as after a restart that lost the groups."""
@@ -67,10 +66,10 @@ class ReplayQueue:
         self._store: PayloadStore = store or LocalStore()
         self._versions = VersionBook(versions)
         self._awaiting_state = awaiting_state
-        self._clock = clock
         self._changed = Wakeup()
         self._closed: str | None = None
         self._keys = itertools.count()
+        self._loads = 0
         self._latent_shape: tuple[int, ...] | None = None
         self._waiting_producers = self._waiting_ranks = 0
         self._producer_wait_sec = self._learner_wait_sec = 0.0
@@ -83,8 +82,7 @@ class ReplayQueue:
         Returns `stored`, `duplicate`, `dropped: why` (too old already), `superseded: why` (another version or batch is
         wanted now), `refused: why` (bad bytes, values or version; names the worker) or `closed: why`.
         """
-        limit = self._settings.capacity_bytes
-        if fault := await find_fault(payload, header, capacity_bytes=limit, latent_shape=self._latent_shape):
+        if fault := await find_fault(payload, header, self._settings.capacity_bytes, self._latent_shape):
             return self._refuse("invalid", f"refused: {fault}")
         while True:
             if answer := await self._until_room(header):
@@ -105,7 +103,7 @@ class ReplayQueue:
     async def _until_room(self, header: GroupHeader) -> str | None:
         """Wait until the group may come in (None), or until it need not (the answer)."""
         asked = held = False
-        started = self._clock()
+        started = time.monotonic()
         try:
             while self._closed is None:
                 if not self._awaiting_state and header.ordinal not in self._buffer.arriving:
@@ -126,7 +124,7 @@ class ReplayQueue:
         finally:
             if held:
                 self._waiting_producers -= 1
-                self._producer_wait_sec += self._clock() - started
+                self._producer_wait_sec += time.monotonic() - started
 
     def _unwanted(self, header: GroupHeader) -> str | None:
         """Why a valid group does not come in, counted; None when it may."""
@@ -167,9 +165,11 @@ class ReplayQueue:
         Raises ValueError for a batch out of turn or shares that do not come out even, QueueLost after a restart.
         """
         share = self._share(rank, world)
-        started, waits = self._clock(), False
+        started, waits, loads = time.monotonic(), False, self._loads
         try:
             while self._closed is None:
+                if loads != self._loads:  # a rank of a learner that is gone must not move the new one's batches
+                    raise QueueLost("the replay queue's state was replaced while this rank waited for a batch")
                 self._turn_to(batch, learner_step)
                 if (keys := self._buffer.leased_keys(share)) is not None:
                     try:
@@ -186,7 +186,7 @@ class ReplayQueue:
         finally:
             if waits:
                 self._waiting_ranks -= 1
-                self._learner_wait_sec += (self._clock() - started) / world
+                self._learner_wait_sec += (time.monotonic() - started) / world
 
     def _share(self, rank: int, world: int) -> slice:
         size, rest = divmod(self._buffer.groups_per_batch, world)
@@ -247,6 +247,7 @@ class ReplayQueue:
                 if (found := getattr(loaded, name)) != own:
                     raise ValueError(f"the checkpoint's queue has {name} = {found}; this run has {own}")
         self._awaiting_state = True
+        self._loads += 1
         self._store.delete([entry.key for entry in self._buffer.held.values()])
         self._buffer.load(loaded)
         self._versions.forget()

@@ -12,7 +12,7 @@ _INLINE_BYTES = 1 << 20  # below this, opening a payload takes less time than ha
 
 
 async def find_fault(
-    payload: bytes, header: GroupHeader, *, capacity_bytes: int, latent_shape: tuple[int, ...] | None
+    payload: bytes, header: GroupHeader, capacity_bytes: int, latent_shape: tuple[int, ...] | None
 ) -> str | None:
     """What is wrong with a payload, naming group and worker; None when it is a valid group that fits its header."""
     where = f"group {header.ordinal} of {header.worker}"

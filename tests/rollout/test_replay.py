@@ -367,6 +367,23 @@ def test_a_restarted_queue_holds_producers_and_says_so_to_ranks_until_it_has_a_s
     run(scenario())
 
 
+def test_a_rank_of_a_learner_that_is_gone_does_not_move_the_new_ones_batches():
+    async def scenario():
+        queue = ReplayQueue(ROOMY, ASYNC, groups_per_batch=1)
+        await queue.put(*message(0))
+        state = await queue.state_dict()
+        await queue.take(0, 0, 1, learner_step=0)
+        orphan = await start(queue.take(1, 0, 1, learner_step=1))
+        await queue.load_state_dict(state)
+        with pytest.raises(QueueLost, match="replaced while this rank waited"):
+            await orphan
+        await queue.take(0, 0, 1, learner_step=0)
+        stats = await assert_books_close(queue)
+        assert (stats["trained"], stats["queued"]) == (0, 1)
+
+    run(scenario())
+
+
 def test_after_going_back_versions_of_the_abandoned_attempt_are_superseded():
     async def scenario():
         mailbox = Versions(version(0), version(1), version(2))
