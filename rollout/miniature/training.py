@@ -61,9 +61,9 @@ def load_state(path: Path, **parts: object) -> int:
     return state["step"]
 
 
-def sample_batch(seed: int, step: int, count: int, finish_weights: tuple[float, ...] = (1, 1, 1)) -> tuple[
-    list[Scene], list[str], torch.Generator
-]:
+def sample_batch(
+    seed: int, step: int, count: int, finish_weights: tuple[float, ...] = (1, 1, 1)
+) -> tuple[list[Scene], list[str], torch.Generator]:
     """Training scenes, finishes and a jitter generator that depend on (seed, step) alone; no held-out captions."""
     rng = random.Random(f"{seed}/{step}")
     scenes: list[Scene] = []

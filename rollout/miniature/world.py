@@ -1,10 +1,10 @@
 """The miniature's world: 64x64 pictures of one or two coloured shapes, their captions, and their finishes.
 
 A picture is a flat background with one or two objects. What the caption says (shape, colour, size, position,
-background) fixes the composition; what it never says is the *finish* of the objects: `crisp` (antialiased edges), `soft`
-(blurred) or `hatched` (a fine diagonal hatch). Finishes live in a few pixels of the objects only, so a diffusion model decides them
-late, at low noise. Every picture is linear in the colours, background + sum of mask x (colour - background + hatch),
-which is what the judge inverts.
+background) fixes the composition; what it never says is the *finish* of the objects: `crisp` (antialiased edges),
+`soft` (blurred) or `hatched` (a fine diagonal hatch). Finishes live in a few pixels of the objects only, so a diffusion
+model decides them late, at low noise. Every picture is linear in the colours, background + sum of mask x (colour -
+background + hatch), which is what the judge inverts.
 
     python -m rollout.miniature.world            # rewrites prompts_train.txt and prompts_heldout.txt
 
@@ -54,7 +54,7 @@ PAIRS = (("left", "right"), ("top", "bottom"))  # two objects only face each oth
 FINISHES = ("crisp", "soft", "hatched")
 JITTER = 2  # pixels, each way
 BLUR = 1.8  # pixels, the standard deviation of the soft finish
-HATCH = 0.12  # brightness added and taken away by the hatched finish
+HATCH = 0.13  # brightness added and taken away by the hatched finish
 TWO_OBJECTS = 0.3  # share of scenes with two objects
 HELDOUT = 0.1  # share of captions that training never sees
 WINDOW = 34  # pixels: a large object with full jitter fits
@@ -158,9 +158,13 @@ def shape_mask(shape: str, radius: float, blur: float = 0.0) -> Tensor:
 
 
 def hatch_field() -> Tensor:
-    """The hatch over a whole picture: [64, 64] of +1 / -1, diagonal stripes, period 4 pixels: one latent cell."""
+    """The hatch over a whole picture: [64, 64] in [-1, 1], soft diagonal stripes, period 8 pixels: two latent cells.
+
+    A decoder of nearest-neighbour upsampling and convolutions cannot make stripes out of constant latents, so the
+    period has to be longer than one latent cell.
+    """
     diagonal = torch.arange(PIXELS)[:, None] + torch.arange(PIXELS)[None, :]
-    return torch.where((diagonal % 4 == 0) | (diagonal % 4 == 3), 1.0, -1.0)
+    return (1.6 * torch.sin(2 * torch.pi * (diagonal + 0.5) / 8)).clamp(-1, 1)
 
 
 class _Masks:
