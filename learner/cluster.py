@@ -68,6 +68,20 @@ def connect(address: str | None) -> None:
         raise ConnectionError(f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}") from error
 
 
+def resources(address: str | None) -> dict[str, float]:
+    """What the cluster has in all, or this machine where `connect` would start a cluster on it; starts nothing.
+
+    Raises ConnectionError where there is no cluster.
+    """
+    if (address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+        return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    connect(address)
+    try:
+        return dict(ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
 def _reach(address: str) -> None:
     """Raises OSError where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -29,8 +29,8 @@ def build_engine(policy: DiffusionPolicy, settings: LearnerSection) -> Any:
     """
     if not torch.distributed.is_initialized():
         raise RuntimeError("build_engine needs an initialised torch.distributed process group")
-    _describe_process_group_to_deepspeed()
-    import deepspeed  # reads the environment and probes the accelerator when it is imported
+    _prepare_environment(policy.device)
+    import deepspeed  # reads the environment and chooses its accelerator when it is imported
 
     # Otherwise DeepSpeed tries out compilers and builds a shared-memory collective for the ranks of a CPU node at its
     # first start: half a minute, and a lock file that a killed run leaves behind. Gloo is enough for an adapter.
@@ -82,14 +82,15 @@ def _zero_config(engine: EngineSection) -> dict[str, Any]:
     return config
 
 
-def _describe_process_group_to_deepspeed() -> None:
-    """Without these variables DeepSpeed looks for MPI. Whoever made the process group has set them, except in tests."""
+def _prepare_environment(device: torch.device) -> None:
+    """What DeepSpeed reads. Without the process group's variables, which tests do not set, it looks for MPI."""
     group = torch.distributed
     os.environ.setdefault("RANK", str(group.get_rank()))
-    os.environ.setdefault("LOCAL_RANK", str(group.get_rank()))
     os.environ.setdefault("WORLD_SIZE", str(group.get_world_size()))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # DeepSpeed takes it for the device; ranks may share one
+    os.environ["DS_ACCELERATOR"] = device.type
 
 
 def accumulate(engine: Any, loss: Tensor, *, last: bool) -> None:

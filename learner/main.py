@@ -87,13 +87,9 @@ def with_absolute_run_dir(config: AtelierConfig) -> AtelierConfig:
 def dry_run(config: AtelierConfig, address: str | None) -> int:
     """Print the resolved configuration and the placement. Status 1 where the cluster has too little."""
     say(dump_config(config))
-    cluster.connect(address)
-    try:
-        resources = ray.cluster_resources()
-        say(render_placement(config, resources))
-        return 1 if compare(placement(config), resources) else 0
-    finally:
-        ray.shutdown()
+    resources = cluster.resources(address)
+    say(render_placement(config, resources))
+    return 1 if compare(placement(config), resources) else 0
 
 
 def run(config: AtelierConfig, run_dir: RunDir, address: str | None) -> int:
@@ -153,6 +149,7 @@ class Driver:
         self._line = ProgressLine()
         self._shown_sec = 0.0
         self._gauged_step = -1
+        self._deaths = 0
 
     def run(self) -> int:
         """Train, evaluate, conclude; returns the exit status. Raises RunError."""
@@ -202,9 +199,14 @@ class Driver:
         """Record the base model's evaluation once it is there."""
         if self._base is None and (wait or ray.wait([self._base_call], timeout=0)[0]):
             self._base = self._until(self._base_call)
-            cluster.record_evaluation(self._base, self._actors.telemetry, 0, self._config.evaluation.grid_size)
+            if self._run_dir.checkpoint is None:  # else it is in the telemetry already
+                cluster.record_evaluation(self._base, self._actors.telemetry, 0, self._config.evaluation.grid_size)
 
     def _show(self, pool_stats: dict[str, Any]) -> None:
+        if pool_stats.get("deaths", 0) > self._deaths:
+            self._deaths = pool_stats["deaths"]
+            self._line.finish()
+            say(f"a rollout worker died ({self._deaths} so far); the pool starts another")
         progress = _answer(self._actors.telemetry.progress.remote(), None)
         if progress is None:
             return

@@ -31,7 +31,7 @@ from rollout.evaluator import EvalResult, differences
 from rollout.versions import AdapterVersion
 from rollout.weights import write_atomically
 
-GRID = "before_after.png"
+GRID = "grid.png"
 REWARD_TAG = "reward/mean"
 
 

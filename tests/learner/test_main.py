@@ -82,6 +82,15 @@ def test_a_bad_configuration_is_refused_before_anything_starts(capsys, settings,
     assert not (tmp_path / "run").exists(), "nothing half-written"
 
 
+def test_a_dry_run_shows_the_configuration_and_starts_nothing(capsys, settings, tmp_path):
+    assert command.main([*settings, f"run.dir={tmp_path / 'run'}", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "groups_per_batch: 2" in shown and "learner rank" in shown
+    assert command.main([*settings, "learner.resources.cpus=4096", "--dry-run"]) == 1
+    assert "4096" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def load(settings, run_dir):
     return command.with_absolute_run_dir(command.load_config(None, [*settings, f"run.dir={run_dir}"]))
 
@@ -145,7 +154,7 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     assert summary.steps == 8 and summary.groups.trained == 8 and summary.groups.produced == 8
     assert summary.pairs_trained > 0 and summary.eval.before.keys() == summary.eval.after.keys() == {"reward"}
     assert {"driver", "learner", "evaluator"} <= summary.peak_memory_bytes.keys()
-    for name in ("before_after.png", "config.yaml", "lora/pytorch_lora_weights.safetensors", "tb", "checkpoints"):
+    for name in ("grid.png", "config.yaml", "lora/pytorch_lora_weights.safetensors", "tb", "checkpoints"):
         assert (run_dir / name).exists(), name
     for text in ("step 8/8", "Finished 8 steps", "tensorboard --logdir", "load_lora_weights"):
         assert text in output, output
