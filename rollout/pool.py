@@ -16,10 +16,11 @@ to go finishes its chunk first.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from configs.rollout import WorkersSection
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """Errors (not deaths) on one chunk, or while loading with no worker ever loaded, after which the run fails."""
-_DESCRIBE_TIMEOUT_SEC = 2.0
+_ANSWER_SEC = 2.0
 _AUTOSCALE_SEC = 10.0
 
 
@@ -92,11 +93,10 @@ class RolloutPool:
 
     def set_target(self, workers: int) -> tuple[int, int]:
         """Grow or shrink to `workers`; returns the numbers before and after. Raises ValueError outside min..max."""
-        low, high = self._settings.min, self._settings.max
-        if workers > high:
-            raise ValueError(f"{workers} workers asked for; rollout.workers.max is {high}")
-        if workers < low:
-            raise ValueError(f"{workers} workers asked for; rollout.workers.min is {low}")
+        if workers > self._settings.max:
+            raise ValueError(f"{workers} workers asked for; rollout.workers.max is {self._settings.max}")
+        if workers < self._settings.min:
+            raise ValueError(f"{workers} workers asked for; rollout.workers.min is {self._settings.min}")
         before, self._target = self._target, workers
         self._fill_slots()
         return before, workers
@@ -108,6 +108,7 @@ class RolloutPool:
     async def stop(self, timeout_sec: float = 10.0) -> None:
         """Let workers finish their chunks for at most `timeout_sec`, then kill them."""
         self._end("stopped")
+        self._cancel_unloaded(self._slots.values())
         tasks = list(self._tasks.values())
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_sec)
@@ -148,13 +149,28 @@ class RolloutPool:
     def _fill_slots(self) -> None:
         """Open slots up to the target, or retire some: first those without a live worker, then the highest."""
         staying = sorted((s for s in self._slots.values() if not s.retiring), key=lambda s: (not s.alive, s.index))
-        for slot in staying[self._target :]:
+        leaving = staying[self._target :]
+        for slot in leaving:
             slot.retiring = True
+        self._cancel_unloaded(leaving)
         for _ in range(self._target - len(staying)):
             index = next(n for n in range(len(self._slots) + 1) if n not in self._slots)
-            self._slots[index] = Slot(index)
-            self._tasks[index] = self._guarded(asyncio.create_task(self._supervise(self._slots[index])))
+            slot = self._slots[index] = Slot(index)
+            self._tasks[index] = self._guarded(asyncio.create_task(self._supervise(slot)))
+            self._tasks[index].add_done_callback(functools.partial(self._vacate, slot))
         self._changed.fire()
+
+    def _cancel_unloaded(self, slots: Iterable[Slot]) -> None:
+        """Who has no worker that could finish a chunk need not be waited for: it may wait for resources for ever."""
+        for slot in slots:
+            if not slot.alive:
+                self._tasks[slot.index].cancel()
+
+    def _vacate(self, slot: Slot, _: asyncio.Task[None]) -> None:
+        slot.state = "gone"
+        if slot.retiring:
+            del self._slots[slot.index], self._tasks[slot.index]
+            self._changed.fire()
 
     def _wanted(self, slot: Slot) -> bool:
         return self._ended is None and not slot.retiring
@@ -166,23 +182,22 @@ class RolloutPool:
                 slot.state = "backing off"
                 await self._changed.until(lambda: not self._wanted(slot), backoff_sec(slot.failures, *self._backoff))
                 self._restarts += self._wanted(slot)
-        slot.state = "gone"
-        if slot.retiring:
-            del self._slots[slot.index], self._tasks[slot.index]
 
     async def _live(self, slot: Slot) -> None:
         """One worker process from start to end."""
         slot.incarnation += 1
-        slot.state, slot.last_action = "loading", "loading models"
+        slot.state, slot.last_action, slot.lost = "loading", "loading models", None
         slot.worker = worker = self._spawn(slot.name)
         chunk: Chunk | None = None
         try:
             await worker.load()
             self._load_failures = 0
             slot.state = "idle"
-            while (chunk := await self._desk.next_chunk(lambda: self._wanted(slot))) is not None:
+            while (chunk := await self._desk.next_chunk(lambda: self._wanted(slot) and not slot.lost)) is not None:
                 await self._run(slot, worker, chunk)
                 chunk = None
+            if slot.lost:
+                raise WorkerDied(slot.lost)
         except WorkerDied as error:
             self._deaths += 1
             self._note_failure(slot, f"died while {slot.last_action}: {error}")
@@ -230,8 +245,8 @@ class RolloutPool:
     async def _monitor(self) -> None:
         while self._ended is None:
             try:
-                queue: Mapping[str, Any] | None = await self._queue.stats()
-            except PeerLost:
+                queue: Mapping[str, Any] | None = await asyncio.wait_for(self._queue.stats(), _ANSWER_SEC)
+            except (asyncio.TimeoutError, PeerLost):
                 queue = None
             await self._ask_workers()
             self._judge(queue)
@@ -243,9 +258,14 @@ class RolloutPool:
     async def _ask_workers(self) -> None:
         async def ask(slot: Slot, worker: WorkerHandle) -> None:
             try:
-                answer = await asyncio.wait_for(worker.describe(), _DESCRIBE_TIMEOUT_SEC)
-            except (asyncio.TimeoutError, WorkerDied, WorkerFailed):
-                return  # its supervisor hears of it; what it did last stays known
+                answer = await asyncio.wait_for(worker.describe(), _ANSWER_SEC)
+            except (asyncio.TimeoutError, WorkerFailed):
+                return  # what it did last stays known
+            except WorkerDied as error:
+                if slot.worker is worker and slot.state == "idle":  # else its call tells the supervisor
+                    slot.lost = str(error)
+                    self._changed.fire()
+                return
             if slot.worker is worker:
                 slot.last_action = answer
 

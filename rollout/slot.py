@@ -20,6 +20,8 @@ class Slot:
     failures: int = 0
     """In a row, without a finished chunk between them."""
     worker: WorkerHandle | None = None
+    lost: str | None = None
+    """Why an idle worker's process turned out to be gone."""
 
     @property
     def name(self) -> str:

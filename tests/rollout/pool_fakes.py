@@ -68,6 +68,8 @@ class FakeWorker:
         return report
 
     async def describe(self) -> str:
+        if self.fate.done():
+            self.fate.result()
         return f"{self.id} describes itself"
 
     async def adapter_sha256(self) -> str:

@@ -150,6 +150,22 @@ def test_a_dead_workers_chunk_is_rolled_out_by_another():
     run(scenario())
 
 
+def test_an_idle_workers_death_is_noticed_before_there_is_work():
+    async def scenario():
+        world = World(SYNC, initial=2)
+        world.pool.start()
+        await world.until(lambda: world.pool.stats()["alive"] == 2)
+        world.workers[1].die()
+        await world.until_spawned(3)
+        await world.until(lambda: world.pool.stats()["alive"] == 2)
+        world.mailbox.publish(version(0))
+        assert await train(world, 1) == [[0, 1, 2, 3]]
+        assert "rollout-1.1" not in {worker for worker, _ in world.started}
+        await world.pool.stop()
+
+    run(scenario())
+
+
 def test_workers_that_die_again_and_again_cost_nothing_but_time():
     async def scenario():
         world = World(ASYNC, initial=3, capacity_groups=8)
@@ -389,6 +405,28 @@ def test_numbers_outside_the_bounds_are_refused_with_both():
             world.pool.set_target(16)
         with pytest.raises(ValueError, match=r"1 workers asked for; rollout\.workers\.min is 2"):
             world.pool.set_target(1)
+
+    run(scenario())
+
+
+def test_workers_that_wait_for_resources_need_not_be_waited_for():
+    async def scenario():
+        world = World(ASYNC, initial=1, max=3)
+
+        async def no_room(worker: FakeWorker) -> None:
+            if worker.id != "rollout-0.1":
+                await asyncio.Event().wait()
+
+        world.on_load = no_room
+        world.pool.start()
+        world.mailbox.publish(version(0))
+        world.pool.set_target(3)
+        await world.until_spawned(3)
+        world.pool.set_target(1)
+        await world.until(lambda: len(world.pool.stats()["workers"]) == 1)
+        assert [worker.killed for worker in world.workers] == [False, True, True]
+        await world.queue.close("over")
+        await world.pool.stop()
 
     run(scenario())
 
