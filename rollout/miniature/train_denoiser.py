@@ -169,6 +169,7 @@ def assemble(model: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer)
 def write_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Writes float16 weights, and the tokenizer in its plain-text form, by replacing the folder."""
     partial = folder.with_name(folder.name + ".partial")
+    pipeline.vae.register_to_config(_name_or_path="")
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(partial)
     pipeline.to(dtype=torch.float32)

@@ -66,9 +66,10 @@ def test_training_scenes_depend_on_seed_and_step_alone() -> None:
 def test_finishes_differ_only_at_the_object() -> None:
     scene = Scene((Item("medium", "green", "circle", "centre"),), "grey")
     crisp, soft, hatched = render([scene] * 3, list(FINISHES))
-    assert torch.equal(crisp[:, :16], soft[:, :16]) and torch.equal(crisp[:, :16], hatched[:, :16])
+    assert torch.equal(crisp[:, :12], soft[:, :12]) and torch.equal(crisp[:, :12], hatched[:, :12])
     assert torch.allclose(crisp[:, 32, 32], torch.tensor([0.15, 0.60, 0.20]) * 2 - 1)
-    assert torch.allclose((hatched - crisp)[:, 28:36, 28:36].abs(), torch.tensor(2 * HATCH))
+    stripes = (hatched - crisp)[:, 28:36, 28:36]
+    assert stripes.abs().max().item() == pytest.approx(2 * HATCH) and stripes.mean().abs() < 1e-6
     assert (soft - crisp).abs().max() > 0.2
     assert crisp.dtype == torch.float32 and crisp.abs().max() <= 1
 
