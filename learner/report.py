@@ -53,7 +53,7 @@ def group_metrics(
     return {
         "pairs/per_group": pairs / count,
         "pairs/kept_share": pairs / (count * pairs_possible),
-        "reward/mean": final / count,
+        "reward/final_mean": final / count,
         "reward/step_mean": scores / max(1.0, scored),
         "weights/staleness_steps": staleness / count,
     }

@@ -32,7 +32,7 @@ from rollout.versions import AdapterVersion
 from rollout.weights import write_atomically
 
 GRID = "grid.png"
-REWARD_TAG = "reward/mean"
+REWARD_TAG = "reward/final_mean"
 
 
 def conclude(

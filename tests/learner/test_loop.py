@@ -67,7 +67,7 @@ def test_a_run_trains_publishes_reports_and_checkpoints(pipeline, tmp_path):
     assert lines[8]["throughput/batches"] == 4 and lines[8]["queue/trained"] == 8
     assert lines[2]["pairs/per_group"] * 2 == lines[1]["pairs/trained"] + lines[2]["pairs/trained"]
     assert lines[2]["pairs/kept_share"] == lines[2]["pairs/per_group"] / 5
-    assert {"reward/mean", "reward/step_mean", "weights/staleness_steps", "memory/learner_bytes"} <= lines[2].keys()
+    assert {"reward/final_mean", "reward/step_mean", "weights/staleness_steps", "memory/learner_bytes"} <= lines[2].keys()
     assert [path.name for path in list_committed(tmp_path)] == ["batch-00000002", "batch-00000004"]
 
     stats = run.rollout.stats()
