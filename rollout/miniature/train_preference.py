@@ -18,6 +18,7 @@ import argparse
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ def train_clean(clip: CLIPModel, tokenizer: CLIPTokenizer, total_steps: int, sta
             print(f"clean {step + 1} pair {loss.item():.3f} caption {contrast.item():.3f} {elapsed:.0f}s", flush=True)
 
 
-def features(output: object) -> Tensor:
+def features(output: Any) -> Tensor:
     """CLIP's projected features, whether this version of transformers returns them bare or wrapped."""
     return output if isinstance(output, Tensor) else output.pooler_output
 

@@ -5,9 +5,10 @@ import os
 import random
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rollout.miniature.world import FINISHES, Scene, caption, is_heldout, sample_scene
 
@@ -27,7 +28,8 @@ class MovingAverage:
     """An exponential moving average of a module's weights; early on it follows faster, min(decay, (1+n)/(10+n))."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.updates = deepcopy(module).eval().requires_grad_(False), decay, 0
+        self.module: Any = deepcopy(module).eval().requires_grad_(False)
+        self.decay, self.updates = decay, 0
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
@@ -43,7 +45,7 @@ class MovingAverage:
         self.updates = state["updates"]
 
 
-def save_state(path: Path, step: int, **parts: object) -> None:
+def save_state(path: Path, step: int, **parts: Any) -> None:
     """Writes the step and every part's `state_dict` by a rename, so that a kill never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -51,7 +53,7 @@ def save_state(path: Path, step: int, **parts: object) -> None:
     os.replace(partial, path)
 
 
-def load_state(path: Path, **parts: object) -> int:
+def load_state(path: Path, **parts: Any) -> int:
     """Restores the parts saved by `save_state` and returns the step to go on from; 0 when there is no file."""
     if not path.exists():
         return 0
@@ -90,8 +92,3 @@ def replace_folder(finished: Path, target: Path) -> None:
 def parameter_count(module: nn.Module) -> int:
     """How many numbers a module holds."""
     return sum(p.numel() for p in module.parameters())
-
-
-def to_batches(values: Tensor, size: int) -> list[Tensor]:
-    """Splits dimension 0 into pieces of at most `size`."""
-    return list(values.split(size))
