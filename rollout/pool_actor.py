@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from configs.schema import AtelierConfig
 
 
+_kept_prompts: dict[str, Any] = {}
+"""Large arguments of an actor that Ray may have to restart must be kept by whoever created it (Ray issue 53727)."""
+
+
 class PoolActor:
     """`RolloutPool` as an actor: same methods."""
 
@@ -136,5 +140,7 @@ class PoolClient:
 
 def create_pool(config: AtelierConfig, prompts: tuple[str, ...], queue: Any, mailbox: Any) -> Any:
     """The pool as a named actor; `queue` and `mailbox` are their actors. Its workers start at once."""
-    options = control_options(actor_name("pool", config.run.name))
-    return ray.remote(PoolActor).options(**options).remote(config, prompts, queue, mailbox)
+    name = actor_name("pool", config.run.name)
+    _kept_prompts[name] = ray.put(prompts)
+    actor = ray.remote(PoolActor).options(**control_options(name))
+    return actor.remote(config, _kept_prompts[name], queue, mailbox)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -38,7 +39,8 @@ def test_groups_arrive_and_every_worker_has_the_learners_weights(live):
     version = live.mailbox.latest_version()
     while set(live.pool.adapter_checksums().values()) != {version.sha256}:
         live.train(1, publish=False)  # the next chunk of each worker takes the newest weights first
-    assert {group.adapter_sha256 for group in live.train(4, publish=False)} == {version.sha256}
+    newest = live.train(8, publish=False)[-2:]  # what the queue held before is gone by then
+    assert {group.adapter_sha256 for group in newest} == {version.sha256}
     stats = live.pool.stats()
     assert stats["produced_groups"] >= 8 and stats["scored_candidates"] >= 8 * 4
     assert stats["network_evaluations"] > stats["scored_candidates"]
@@ -106,21 +108,25 @@ def test_held_producers_do_not_block_ranks_and_shards_that_die_lose_nothing_for_
         group = make_group(ordinal, adapter_sha256=version.sha256)
         payload = group.to_bytes()
         sent[ordinal] = (payload, group.header(len(payload)))
-    puts = [actor.put.remote(*sent[ordinal]) for ordinal in range(12)]
+    for ordinal in range(4):
+        assert queue.put(*sent[ordinal]) == "stored"
+    held = [actor.put.remote(*sent[ordinal]) for ordinal in range(4, 12)]
+    while queue.stats()["waiting_producers"] < 8:
+        time.sleep(0.05)
     assert queue.take(0, 1, 2, 0) == [sent[1][0]] and queue.take(0, 0, 2, 0) == [sent[0][0]]
-    ray.get(puts[:6])
+    first, _ = ray.wait(held, num_returns=2)
+    assert ray.get(first) == ["stored", "stored"]
     stats = queue.stats()
     assert (stats["groups"], stats["waiting_producers"]) == (4, 6)
     victim = ray.get(actor.__ray_call__.remote(lambda self: self._queue._store.shards[0]))
     epoch = ray.get(actor.ledger.remote()).epoch
     kill(victim)
-    taking = actor.take.remote(1, 0, 1, 0)
-    lost = sorted({2, 3, 4, 5} - set(ray.get(actor.ledger.remote(epoch)).known))
-    for ordinal in lost:
-        assert queue.put(*sent[ordinal]) == "stored"
-    assert len(ray.get(taking)) == 2
+    taking = actor.take.remote(1, 0, 1, 0)  # groups 2 and 3, one of them in each shard
+    [lost] = {2, 3} - set(ray.get(actor.ledger.remote(epoch)).known)
+    assert queue.put(*sent[lost]) == "stored"
+    assert ray.get(taking) == [sent[2][0], sent[3][0]]
     stats = queue.stats()
-    assert stats["dropped"] == {"lost": len(lost)}
-    assert stats["produced"] == stats["trained"] + len(lost) + stats["queued"]
+    assert stats["dropped"] == {"lost": 1}
+    assert stats["produced"] == stats["trained"] + 1 + stats["queued"]
     for handle in (actor, mailbox):
         ray.kill(handle)

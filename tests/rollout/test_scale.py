@@ -33,11 +33,11 @@ def test_workers_are_added_and_taken_away_while_the_run_goes_on(live, ray_cluste
     grown = scale("3", "--run", "scale-test", "--address", ray_cluster)
     assert (grown.returncode, grown.stdout.strip()[:40]) == (0, "rollout workers of scale-test: 1 -> 3 (1")
     live.until(lambda stats: stats["alive"] == 3)
-    version = live.mailbox.latest_version()
+    first = live.mailbox.latest_version()
     seen: set[str] = set()
     while len(seen) < 3:  # the newcomers take the current weights before they produce
         groups = live.train(1, publish=False)
-        assert {group.adapter_sha256 for group in groups} == {version.sha256}
+        assert {group.adapter_sha256 for group in groups} == {first.sha256}
         seen |= {group.worker for group in groups}
     shrunk = scale("1", "--run", "scale-test", RAY_ADDRESS=ray_cluster)
     assert shrunk.stdout.startswith("rollout workers of scale-test: 3 -> 1 ("), shrunk.stderr
