@@ -10,7 +10,9 @@ import torch
 
 from learner.checkpoint import CheckpointError, find_checkpoint, list_committed
 from learner.loop import train
+from rollout.policy import load_policy
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group, small_config
+from tests.learner.ranks import sampled_group, train_on
 from tests.tiny import tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -67,7 +69,8 @@ def test_a_run_trains_publishes_reports_and_checkpoints(pipeline, tmp_path):
     assert lines[8]["throughput/batches"] == 4 and lines[8]["queue/trained"] == 8
     assert lines[2]["pairs/per_group"] * 2 == lines[1]["pairs/trained"] + lines[2]["pairs/trained"]
     assert lines[2]["pairs/kept_share"] == lines[2]["pairs/per_group"] / 5
-    assert {"reward/final_mean", "reward/step_mean", "weights/staleness_steps", "memory/learner_bytes"} <= lines[2].keys()
+    gathered = {"reward/final_mean", "reward/step_mean", "weights/staleness_steps", "memory/learner_bytes"}
+    assert gathered <= lines[2].keys()
     assert [path.name for path in list_committed(tmp_path)] == ["batch-00000002", "batch-00000004"]
 
     stats = run.rollout.stats()
@@ -196,3 +199,15 @@ def test_another_run_s_checkpoint_is_refused_by_field(pipeline, tmp_path):
     other = Run(small_config(pipeline, tmp_path / "other", groups_per_batch=4))
     with pytest.raises(CheckpointError, match=r"learner\.groups_per_batch is 2 in the checkpoint and 4 in this run"):
         other.train(resume_from=find_checkpoint(str(tmp_path), tmp_path / "other"))
+
+
+def test_training_moves_towards_the_winners(pipeline, tmp_path):
+    """The same pairs again and again: the policy comes to prefer every winner, and the loss falls."""
+    config = small_config(pipeline, tmp_path, updates_per_batch=1, max_batches=12, micro_batch_pairs=8)
+    policy = load_policy(config.model, config.noise, "cpu", seed=0, network_only=True)
+    same = [sampled_group(policy, ordinal, 3).to_bytes() for ordinal in (0, 1)]
+    _, lines = train_on(0, 1, config, [same] * 12)
+    losses = [lines[step]["loss/total"] for step in range(1, 13)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6) and losses[-1] < losses[0] - 0.05
+    assert lines[12]["pairs/accuracy"] == 1
+    assert lines[12]["ratio/win_mean"] > lines[12]["ratio/lose_mean"]

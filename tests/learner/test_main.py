@@ -164,6 +164,7 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     pipeline.load_lora_weights(run_dir / "lora")
 
 
+@pytest.mark.timeout(2 * FINISH_SEC + 60)
 def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
     """SIGTERM ends the run with a checkpoint and status 143; going on gives the weights and losses of a whole run."""
     run_dir = tmp_path / "run"
