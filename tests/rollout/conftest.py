@@ -11,6 +11,18 @@ import ray
 from ray._private.authentication_test_utils import reset_auth_token_state
 
 
+def start_ray(attempts: int) -> None:
+    """Ray gives its own start a fixed 30 seconds, which a busy machine may miss."""
+    for attempt in range(attempts):
+        try:
+            ray.init(address="local", num_cpus=4, include_dashboard=False, namespace="atelier", log_to_driver=False)
+            return
+        except Exception as error:  # a plain Exception is what Ray raises then
+            if "timed out during startup" not in str(error) or attempt + 1 == attempts:
+                raise
+            ray.shutdown()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """A local cluster of 4 (logical) CPUs; gives its address. Subprocesses inherit its token."""
@@ -18,8 +30,8 @@ def ray_cluster() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     reset_auth_token_state()  # Ray has read the variables when it was imported
-    ray.init(address="local", num_cpus=4, include_dashboard=False, namespace="atelier", log_to_driver=False)
     try:
+        start_ray(attempts=3)
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
