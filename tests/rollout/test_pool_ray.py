@@ -99,6 +99,8 @@ def test_held_producers_do_not_block_ranks_and_shards_that_die_lose_nothing_for_
     mailbox = create_mailbox(config)
     actor = create_queue(config, mailbox)
     queue = QueueClient(actor)
+    for handle in (actor, mailbox):  # Ray leaves GPUs visible to actors that ask for none
+        assert ray.get(handle.__ray_call__.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"])) == ""
     first = make_group(0)
     published = {"block.lora_A.weight": first.x_t}
     version = AdapterVersion(0, 0, 0, adapter_checksum(published))
