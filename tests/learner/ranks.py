@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,20 @@ from rollout.weights import AdapterVersion
 from tests.learner.inprocess import Telemetry
 from tests.tiny import MAX_TOKENS
 
+_PATIENCE = timedelta(seconds=240)  # a rank that lost the other one ends before the test's own timeout
+
 
 def run_ranks(world: int, folder: Path, body: Callable[..., Any], *args: Any) -> list[Any]:
     """`body(rank, world, *args)` in `world` processes with a gloo group; their results by rank."""
-    torch.multiprocessing.spawn(_rank, args=(world, folder, body, args), nprocs=world)
+    torch.multiprocessing.spawn(_rank, args=(world, folder, body, args), nprocs=world, daemon=True)
     return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def _rank(rank: int, world: int, folder: Path, body: Callable[..., Any], args: Sequence[Any]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world)
+    store = f"file://{folder / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=_PATIENCE)
     torch.save(body(rank, world, *args), folder / f"result-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
