@@ -43,7 +43,7 @@ def tiny_clip(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Overrides of the quickstart that make it tiny: sync, 2 prompts a batch, 4 batches of 2 steps."""
+    """Overrides of the quickstart that make it tiny: sync, two ranks, 4 prompts a batch, 4 batches of 2 steps."""
     folder = tmp_path_factory.mktemp("main")
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
@@ -52,7 +52,8 @@ def settings(tmp_path_factory):
         f"prompts.source={prompts}", f"evaluation.prompts={prompts}", "evaluation.num_prompts=4",
         "evaluation.grid_size=4", "evaluation.measures=[]", f"rollout.scorer.clip={tiny_clip(folder / 'clip')}",
         "rollout.sampler.num_candidates=2", "rollout.sampler.threshold=0.0", "rollout.workers.chunk_groups=2",
-        "learner.groups_per_batch=2", "learner.max_batches=4", "learner.optimizer.warmup_steps=0",
+        "learner.ranks=2", "learner.resources={cpus: 0.25}", "learner.groups_per_batch=4", "learner.max_batches=4",
+        "learner.optimizer.warmup_steps=0", "rollout.workers.initial=1", "rollout.workers.resources={cpus: 0.5}",
         "learner.optimizer.lr=1e-3", "checkpoint.every_batches=1", "schedule={type: sync}",
     ]  # fmt: skip
 
@@ -85,7 +86,7 @@ def test_a_bad_configuration_is_refused_before_anything_starts(capsys, settings,
 def test_a_dry_run_shows_the_configuration_and_starts_nothing(capsys, settings, tmp_path):
     assert command.main([*settings, f"run.dir={tmp_path / 'run'}", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "groups_per_batch: 2" in shown and "learner rank" in shown
+    assert "groups_per_batch: 4" in shown and "learner rank" in shown
     assert command.main([*settings, "learner.resources.cpus=4096", "--dry-run"]) == 1
     assert "4096" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
@@ -151,7 +152,7 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     run_dir, status, output = whole_run
     assert status == 0, output
     summary = read_summary(run_dir / "summary.json")
-    assert summary.steps == 8 and summary.groups.trained == 8 and summary.groups.produced == 8
+    assert summary.steps == 8 and summary.groups.trained == summary.groups.produced == 16
     assert summary.pairs_trained > 0 and summary.eval.before.keys() == summary.eval.after.keys() == {"reward"}
     assert {"driver", "learner", "evaluator"} <= summary.peak_memory_bytes.keys()
     for name in ("grid.png", "config.yaml", "lora/pytorch_lora_weights.safetensors", "tb", "checkpoints"):
