@@ -66,6 +66,7 @@ def two_ranks(pipeline, tmp_path_factory):
     return run_ranks(2, folder, stages_on_ranks, pipeline, folder, make_batches(pipeline))
 
 
+@pytest.mark.timeout(900)  # the first one waits for two_ranks, the two processes of five runs
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_weights_of_one(one_rank, two_ranks, stage):
     (wanted, wanted_lines), (found, lines) = one_rank, two_ranks[0][stage]
