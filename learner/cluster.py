@@ -198,7 +198,8 @@ def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
         )
     except (CheckpointError, FloatingPointError) as error:
         return {"error": str(error)}
-    evaluations.wait()
+    if result.finished:
+        evaluations.wait()
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
     return {**asdict(result), "peak_memory_bytes": peak}
 

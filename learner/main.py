@@ -220,7 +220,7 @@ class Driver:
                 "throughput/scored_candidates_per_sec": pool_stats["scored_candidates_per_sec"],
             }
             self._actors.telemetry.scalars.remote(progress["step"], gauges)
-        self._line.update(progress)
+        self._line.update({**progress, "workers": pool_stats.get("alive")})
 
     def _refuse_failure(self, stopped: str | None) -> None:
         """Raises RunError unless the learner has finished, or was stopped by a signal."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPConfig, CLIPModel
 
 from learner import main as command
-from learner.checkpoint import list_committed
+from learner.checkpoint import MANIFEST, CheckpointError, Counters, checkpoint_path, identity, list_committed
 from learner.run_dir import RunDir, RunDirError
 from learner.summary import read_summary
 from tests.learner.inprocess import PROMPTS
@@ -50,7 +51,8 @@ def settings(tmp_path_factory):
     return [
         f"model.pretrained={tiny_pipeline(folder / 'pipeline')}", "noise.num_steps=5", "noise.guidance_scale=2.0",
         f"prompts.source={prompts}", f"evaluation.prompts={prompts}", "evaluation.num_prompts=4",
-        "evaluation.grid_size=4", "evaluation.measures=[]", f"rollout.scorer.clip={tiny_clip(folder / 'clip')}",
+        "evaluation.grid_size=4", "evaluation.measures=[]", "evaluation.every_batches=2",
+        f"rollout.scorer.clip={tiny_clip(folder / 'clip')}",
         "rollout.sampler.num_candidates=2", "rollout.sampler.threshold=0.0", "rollout.workers.chunk_groups=2",
         "learner.ranks=2", "learner.resources={cpus: 0.25}", "learner.groups_per_batch=4", "learner.max_batches=4",
         "learner.optimizer.warmup_steps=0", "rollout.workers.initial=1", "rollout.workers.resources={cpus: 0.5}",
@@ -112,6 +114,36 @@ def test_resume_auto_starts_in_an_unused_directory(settings, tmp_path):
         assert run_dir.checkpoint is None
 
 
+def commit(config, batch):
+    """A committed checkpoint without files."""
+    path = checkpoint_path(config.run.path, batch)
+    path.mkdir(parents=True)
+    manifest = {"format": 1, "counters": asdict(Counters(batch, 2 * batch)), "identity": identity(config)}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    return path
+
+
+def test_resume_goes_on_from_the_newest_or_from_the_one_named(settings, tmp_path):
+    config = load(settings, tmp_path / "run")
+    paths = [commit(config, batch) for batch in (1, 2, 3)]
+    with RunDir(config, "auto") as run_dir:
+        assert run_dir.checkpoint == paths[2] and run_dir.counters == Counters(3, 6)
+    with RunDir(config, str(paths[0])) as run_dir:
+        assert run_dir.checkpoint == paths[0] and run_dir.counters.batch == 1
+    assert list_committed(config.run.path) == [paths[0]], "a learner that restarts must not go on from a later one"
+    assert (tmp_path / "run" / "checkpoints" / "abandoned-batch-00000003" / MANIFEST).exists()
+
+
+def test_a_run_may_branch_off_into_an_unused_directory_only(settings, tmp_path):
+    source = commit(load(settings, tmp_path / "source"), 1)
+    config = load(settings, tmp_path / "run")
+    with RunDir(config, str(source)) as run_dir:
+        assert run_dir.checkpoint == source
+    commit(config, 2)
+    with pytest.raises(CheckpointError, match="has checkpoints of its own"):
+        RunDir(config, str(source))
+
+
 def test_a_directory_that_cannot_be_written_is_refused(settings, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunDirError, match="cannot be written"):
@@ -160,6 +192,8 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     for text in ("step 8/8", "Finished 8 steps", "tensorboard --logdir", "load_lora_weights"):
         assert text in output, output
     assert [line["step"] for line in metrics(run_dir) if "loss/total" in line] == list(range(1, 9))
+    evaluated = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in evaluated if "eval/reward" in line] == [0, 4, 8]
     pretrained = next(text for text in settings if text.startswith("model.pretrained")).partition("=")[2]
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None)
     pipeline.load_lora_weights(run_dir / "lora")
