@@ -24,11 +24,9 @@ import ray
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
+from learner.event_writer import EventWriter
 from learner.metrics_log import MetricsLog
 from learner.progress import PROGRESS_TAGS
 from rollout.actors import actor_name, control_options, was_restarted
@@ -65,11 +63,11 @@ class Telemetry:
         self._started_sec = time.time()
         self._pace: deque[tuple[int, float]] = deque(maxlen=_RATE_WINDOW_STEPS)
         self._nonfinite = 0
-        self._writer: SummaryWriter | None = None
+        self._writer: EventWriter | None = None
         if resume_step is not None:
             self.resume_at(resume_step)
         else:
-            self._writer = SummaryWriter(str(self._tb_dir), flush_secs=10)
+            self._writer = EventWriter(self._tb_dir)
 
     def resume_at(self, step: int) -> None:
         """Forgets every scalar, image and final score beyond optimiser step `step`; the next ones follow it."""
@@ -77,7 +75,7 @@ class Telemetry:
             self._writer.close()
         self._log.truncate(step)
         drop_later_events(self._tb_dir, step)
-        self._writer = SummaryWriter(str(self._tb_dir), purge_step=step + 1, flush_secs=10)
+        self._writer = EventWriter(self._tb_dir, purge_step=step + 1)
         self._pace.clear()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -93,7 +91,7 @@ class Telemetry:
             return
         self._nonfinite += sum(not math.isfinite(value) for value in plain.values())
         for tag, value in plain.items():
-            writer.add_scalar(tag, value, step, walltime=now)
+            writer.scalar(tag, value, step, now)
         self._log.write(step, plain, now)
         writer.flush()
         if not self._pace or step > self._pace[-1][0]:
@@ -105,24 +103,20 @@ class Telemetry:
         encoded = [(_checked(tag), _png(tag, picture)) for tag, picture in pictures.items()]
         for tag, png in encoded:
             with Image.open(io.BytesIO(png)) as opened:
-                width, height = opened.size
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-            _add_summary(writer, Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+                writer.image(tag, png, opened.size, step)
         writer.flush()
 
     def hparams(self, config: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
         """Shows the run, its settings and its final scores in TensorBoard's HPARAMS tab.
 
-        `metrics` are tags of the known groups. They go into the run's own directory: SummaryWriter.add_hparams would
-        open a second run named by the clock. A score that the run has not just reported is written at its last step.
+        `metrics` are tags of the known groups. A score that the run has not just reported is written at its last step.
         """
         writer = self._open_writer()
         plain = {_checked(tag): float(value) for tag, value in metrics.items()}
         missing = {tag: value for tag, value in plain.items() if self._log.latest.get(tag) != value}
         if missing:
             self.scalars(self._log.last_step or 0, missing)
-        for summary in hparams_summaries(dict(config), plain):
-            _add_summary(writer, summary, self._log.last_step or 0)
+        writer.hparams(config, list(plain), self._log.last_step or 0)
         writer.flush()
 
     def progress(self) -> dict[str, float | None]:
@@ -144,7 +138,7 @@ class Telemetry:
             self._log.close()
             self._writer = None
 
-    def _open_writer(self) -> SummaryWriter:
+    def _open_writer(self) -> EventWriter:
         if self._writer is None:
             raise RuntimeError("telemetry is closed")
         return self._writer
@@ -216,12 +210,6 @@ def _kept(event: Event, last_step: int) -> bool:
         return True
     is_hparams = any(value.tag.startswith(_HPARAMS_TAG) for value in event.summary.value)
     return event.WhichOneof("what") == "summary" and event.step <= last_step and not is_hparams
-
-
-def _add_summary(writer: SummaryWriter, summary: Summary, step: int) -> None:
-    """What SummaryWriter has no public method for: a summary that is built already."""
-    file_writer: Any = writer.file_writer
-    file_writer.add_summary(summary, step)
 
 
 def _checked(tag: str) -> str:

@@ -17,6 +17,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from rollout.array_bytes import read_metadata
+
 FORMAT_VERSION = 1
 _CONDITIONING_PREFIX = "conditioning."
 _LATENTS = ("x_t", "x_prev_win", "x_prev_lose")
@@ -167,14 +169,6 @@ class PreferenceGroup:
             return cls(conditioning=conditioning, **values)
         except TypeError as error:
             raise ValueError(f"preference group with missing or unknown fields: {error}") from error
-
-
-def read_metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file held in memory (its header is JSON behind an 8-byte length)."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
-        raise ValueError("truncated safetensors header")
-    return dict(json.loads(data[8 : 8 + length]).get("__metadata__", {}))
 
 
 def _check(group: PreferenceGroup, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -6,13 +6,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
+import numpy as np
+from safetensors.numpy import save as save_safetensors
 
+from rollout.array_bytes import read_arrays, read_metadata
 from rollout.ordinals import OrdinalSet
-from rollout.records import GroupHeader, read_metadata
+from rollout.records import GroupHeader
 
 FORMAT_VERSION = 1
 
@@ -65,8 +64,7 @@ class QueueState:
             "headers": [asdict(header) for header, _ in self.groups],
         }
         tensors = {
-            f"payload.{header.ordinal}": torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-            for header, payload in self.groups
+            f"payload.{header.ordinal}": np.frombuffer(payload, dtype=np.uint8) for header, payload in self.groups
         }
         return save_safetensors(tensors, metadata={"queue": json.dumps(plain)})
 
@@ -75,7 +73,7 @@ class QueueState:
         """Inverse of `to_bytes`. Raises ValueError for damaged or foreign bytes."""
         try:
             plain: dict[str, Any] = json.loads(read_metadata(data)["queue"])
-            tensors = load_safetensors(data)
+            arrays = read_arrays(data)
             if plain["format"] != FORMAT_VERSION:
                 raise ValueError(f"format {plain['format']}; this version reads {FORMAT_VERSION}")
             headers = [GroupHeader(**header) for header in plain["headers"]]
@@ -86,7 +84,7 @@ class QueueState:
                 learner_step=plain["learner_step"],
                 books=Books(**plain["books"]),
                 done=OrdinalSet(plain["done_below"], plain["done_beyond"]),
-                groups=[(header, tensors[f"payload.{header.ordinal}"].numpy().tobytes()) for header in headers],
+                groups=[(header, arrays[f"payload.{header.ordinal}"].tobytes()) for header in headers],
             )
-        except (KeyError, TypeError, SafetensorError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not the state of a replay queue ({len(data)} bytes): {error}") from error

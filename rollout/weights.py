@@ -19,11 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
+import numpy as np
+from safetensors.numpy import save as save_safetensors
 
-from rollout.adapter import adapter_checksum, deserialise_adapter
-from rollout.records import read_metadata
+from rollout.array_bytes import checksum_of_arrays, read_arrays, read_metadata
 from rollout.versions import AdapterVersion as AdapterVersion
 from rollout.versions import in_force
 from rollout.wakeup import Wakeup
@@ -140,9 +139,12 @@ def _read(path: Path) -> tuple[AdapterVersion, bytes]:
     return version, data
 
 
-def _verified(version: AdapterVersion, data: bytes) -> dict[str, Tensor]:
-    adapter = deserialise_adapter(data)
-    if (found := adapter_checksum(adapter)) != version.sha256:
+def _verified(version: AdapterVersion, data: bytes) -> dict[str, np.ndarray]:
+    try:
+        adapter = read_arrays(data)
+    except ValueError as error:
+        raise ValueError(f"not an adapter of step {version.step}: {error}") from error
+    if (found := checksum_of_arrays(adapter)) != version.sha256:
         raise ValueError(f"adapter of step {version.step} has checksum {found[:12]}, not {version.sha256[:12]}")
     return adapter
 

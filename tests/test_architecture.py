@@ -81,6 +81,14 @@ def test_configs_needs_neither_torch_nor_ray() -> None:
     assert int(result.stdout.split()[1]) >= len(sources("configs"))
 
 
+@pytest.mark.parametrize("module", ["rollout.weights_actor", "rollout.pool_actor", "learner.telemetry"])
+def test_a_process_that_only_coordinates_does_not_carry_torch(module: str) -> None:
+    """Each would hold 300 MB more for it."""
+    code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
 def test_every_library_that_is_imported_is_declared() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 or newer")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
