@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from rollout.actors import actor_name, control_options, was_restarted
-from rollout.interfaces import PayloadLost, PayloadStore
+from rollout.interfaces import PayloadLost, PayloadStore, VersionHistory
 from rollout.records import GroupHeader
 from rollout.replay import ReplayQueue
 from rollout.replay_store import LocalStore
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 class ReplayActor:
     """`ReplayQueue` as an actor: same methods."""
 
-    def __init__(self, config: AtelierConfig, mailbox: Any, awaiting_state: bool) -> None:
+    def __init__(self, config: AtelierConfig, versions: VersionHistory, awaiting_state: bool) -> None:
         shards = config.queue.shards
         self._queue = ReplayQueue(
             config.queue,
             config.schedule,
             config.learner.groups_per_batch,
             store=LocalStore() if shards == 1 else ShardedStore(shards),
-            versions=_MailboxHistory(mailbox),
+            versions=versions,
             awaiting_state=awaiting_state or was_restarted(),
         )
 
@@ -183,4 +183,5 @@ def create_queue(config: AtelierConfig, mailbox: Any, *, resume: bool = False) -
         actor_name("queue", config.run.name),
         max_concurrency=max(1000, 4 * (workers + ranks)),  # every worker held, every rank waiting, and as many again
     )
-    return ray.remote(ReplayActor).options(**options).remote(config, mailbox, resume)
+    # The bare handle of an actor that is still starting would go to the object store, where a restart may not find it.
+    return ray.remote(ReplayActor).options(**options).remote(config, _MailboxHistory(mailbox), resume)
