@@ -25,11 +25,11 @@ from configs.learner import LearnerSection
 from configs.schema import AtelierConfig
 from learner.checkpoint import CheckpointError, list_committed
 from learner.loop import train
-from learner.report import peak_memory_bytes
 from learner.telemetry import create_telemetry
 from rollout.actors import NAMESPACE, compute_options
 from rollout.contact_sheet import grid
 from rollout.evaluator import EvalResult, create_evaluator
+from rollout.memory import peak_memory_bytes
 from rollout.pool_actor import PoolClient, create_pool
 from rollout.replay_actor import QueueClient, create_queue
 from rollout.versions import AdapterVersion
@@ -200,8 +200,7 @@ def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     if result.finished:
         evaluations.wait()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()
-    return {**asdict(result), "peak_memory_bytes": peak}
+    return {**asdict(result), "peak_memory_bytes": peak_memory_bytes(device)}
 
 
 class TelemetryClient:

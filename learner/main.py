@@ -30,7 +30,7 @@ from learner import cluster
 from learner.checkpoint import CheckpointError
 from learner.export import adapter_shapes
 from learner.progress import ProgressLine
-from learner.results import conclude
+from learner.results import WORKER_MEMORY_TAG, conclude
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Signals
 from rollout.evaluator import EvalResult, evaluation_prompts
@@ -218,6 +218,7 @@ class Driver:
                 "throughput/worker_deaths": pool_stats["deaths"],
                 "throughput/rollout_groups_per_sec": pool_stats["groups_per_sec"],
                 "throughput/scored_candidates_per_sec": pool_stats["scored_candidates_per_sec"],
+                WORKER_MEMORY_TAG: pool_stats["peak_memory_bytes"],
             }
             self._actors.telemetry.scalars.remote(progress["step"], gauges)
         self._line.update({**progress, "workers": pool_stats.get("alive")})

@@ -5,13 +5,13 @@ Group statistics are summed over all ranks first: each rank sees only its share 
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from learner.update import UpdateResult, reduce_over_ranks
+from rollout.memory import peak_memory_bytes
 from rollout.records import PreferenceGroup
 
 
@@ -74,10 +74,5 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
     """The most that this process has held so far."""
     metrics = {"memory/learner_bytes": float(peak_memory_bytes())}
     if device.type == "cuda":
-        metrics["memory/learner_gpu_bytes"] = float(torch.cuda.max_memory_allocated(device))
+        metrics["memory/learner_gpu_bytes"] = float(peak_memory_bytes(device))
     return metrics
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,11 +27,13 @@ from rollout.adapter import deserialise_adapter
 from rollout.assets import pipeline_path
 from rollout.contact_sheet import before_after
 from rollout.evaluator import EvalResult, differences
+from rollout.memory import peak_memory_bytes
 from rollout.versions import AdapterVersion
 from rollout.weights import write_atomically
 
 GRID = "grid.png"
 REWARD_TAG = "reward/final_mean"
+WORKER_MEMORY_TAG = "memory/rollout_worker_bytes"
 
 
 def conclude(
@@ -61,9 +62,10 @@ def conclude(
         reward=reward_ends(config.run.path),
         eval=EvaluationEnds(before=before.metrics, after=after.metrics),
         peak_memory_bytes={
-            "driver": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "driver": peak_memory_bytes(),
             "learner": outcome["peak_memory_bytes"],
             "evaluator": ray.get(actors.evaluator.peak_memory_bytes.remote()),
+            "rollout_worker": worker_peak_bytes(config.run.path),
         },
         adapter_sha256=version.sha256,
     )
@@ -83,6 +85,12 @@ def reward_ends(run_dir: Path) -> RewardEnds:
     """Mean reward of finished rollouts in the first and in the last batch; NaN where no batch was trained."""
     rewards = [line[REWARD_TAG] for line in read_metrics(run_dir / "metrics.jsonl") if REWARD_TAG in line]
     return RewardEnds(first=rewards[0], last=rewards[-1]) if rewards else RewardEnds(first=math.nan, last=math.nan)
+
+
+def worker_peak_bytes(run_dir: Path) -> int:
+    """The most that any rollout worker reported during the run; 0 where the run ended before the first report."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return int(max((line[WORKER_MEMORY_TAG] for line in lines if WORKER_MEMORY_TAG in line), default=0))
 
 
 def _grid(config: AtelierConfig, before: EvalResult, after: EvalResult) -> bytes:

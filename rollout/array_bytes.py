@@ -17,7 +17,7 @@ def checksum_of_arrays(state: Mapping[str, np.ndarray]) -> str:
     for name in sorted(state):
         array = np.ascontiguousarray(state[name], dtype=np.float32)
         digest.update(f"{name} {array.shape}\n".encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 

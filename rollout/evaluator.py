@@ -9,7 +9,6 @@ The reward in use scores finished pictures at timestep 0; the measures (rollout/
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from rollout.actors import NAMESPACE, actor_name, compute_options
 from rollout.adapter import adapter_checksum, deserialise_adapter
 from rollout.assets import MINIATURE
 from rollout.measures import MEASURES, Interval, Measure, paired_difference
+from rollout.memory import peak_memory_bytes
 from rollout.policy import DiffusionPolicy, load_policy
 from rollout.prompts import load_prompts
 from rollout.sampling import sample_latents
@@ -135,9 +135,7 @@ class Evaluator:
 
     def peak_memory_bytes(self) -> int:
         """Most memory held so far: of the GPU where there is one, else of this process."""
-        if self._policy.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._policy.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory_bytes(self._policy.device)
 
     def _evaluate(self) -> EvalResult:
         seeds = range(self._settings.seed, self._settings.seed + len(self._prompts))

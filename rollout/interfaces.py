@@ -108,6 +108,8 @@ class ChunkReport:
     scored_candidates: int = 0
     sampling_sec: float = 0.0
     putting_sec: float = 0.0
+    peak_memory_bytes: int = 0
+    """The most that the worker has held so far, of its GPU where it has one."""
 
 
 class WorkerDied(Exception):

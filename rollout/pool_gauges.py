@@ -24,6 +24,7 @@ class Throughput:
         self._recent: deque[tuple[float, ChunkReport]] = deque()
         self.groups = self.network_evaluations = self.scored_candidates = 0
         self.sampling_sec = self.putting_sec = 0.0
+        self.peak_memory_bytes = 0
 
     def add(self, report: ChunkReport) -> None:
         self._recent.append((self._clock(), report))
@@ -32,6 +33,7 @@ class Throughput:
         self.scored_candidates += report.scored_candidates
         self.sampling_sec += report.sampling_sec
         self.putting_sec += report.putting_sec
+        self.peak_memory_bytes = max(self.peak_memory_bytes, report.peak_memory_bytes)
 
     def stats(self) -> dict[str, float]:
         now = self._clock()
@@ -45,6 +47,7 @@ class Throughput:
             "scored_candidates": self.scored_candidates,
             "sampling_sec": self.sampling_sec,
             "putting_sec": self.putting_sec,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "groups_per_sec": sum(report.delivered for report in reports) / span,
             "network_evaluations_per_sec": sum(report.network_evaluations for report in reports) / span,
             "scored_candidates_per_sec": sum(report.scored_candidates for report in reports) / span,

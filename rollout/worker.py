@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from reward import build_scorer
 from rollout.adapter import adapter_checksum, deserialise_adapter
 from rollout.interfaces import ChunkReport, GroupSampler, GroupSink, WeightSource
+from rollout.memory import peak_memory_bytes
 from rollout.policy import load_policy
 from rollout.prompts import PromptItem
 from rollout.records import PreferenceGroup
@@ -47,6 +49,7 @@ class RolloutWorker:
         queue: GroupSink,
         *,
         clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int] = peak_memory_bytes,
     ) -> None:
         self._id = worker_id
         self._policy = policy
@@ -54,6 +57,7 @@ class RolloutWorker:
         self._mailbox = mailbox
         self._queue = queue
         self._clock = clock
+        self._memory = memory
         self._weights_lock = threading.Lock()
         self._version: AdapterVersion | None = None
         self._action = ("loaded, no chunk yet", clock())
@@ -87,6 +91,7 @@ class RolloutWorker:
             scored_candidates=counters.scored_candidates - candidates,
             sampling_sec=sampled - started,
             putting_sec=self._clock() - sampled,
+            peak_memory_bytes=self._memory(),
         )
 
     def describe(self) -> str:
@@ -135,4 +140,5 @@ def build_worker(config: AtelierConfig, worker_id: str, mailbox: WeightSource, q
     scorer = build_scorer(config.rollout.scorer, device)
     reference = config.learner.reference_at == "worker"
     sampler = StepwiseSampler(policy, scorer, config.rollout.sampler, reference=reference)
-    return RolloutWorker(worker_id, policy, sampler, mailbox, queue)
+    memory = partial(peak_memory_bytes, policy.device)
+    return RolloutWorker(worker_id, policy, sampler, mailbox, queue, memory=memory)

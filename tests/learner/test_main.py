@@ -186,7 +186,7 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     summary = read_summary(run_dir / "summary.json")
     assert summary.steps == 8 and summary.groups.trained == summary.groups.produced == 16
     assert summary.pairs_trained > 0 and summary.eval.before.keys() == summary.eval.after.keys() == {"reward"}
-    assert {"driver", "learner", "evaluator"} <= summary.peak_memory_bytes.keys()
+    assert {"driver", "learner", "evaluator", "rollout_worker"} == summary.peak_memory_bytes.keys()
     for name in ("grid.png", "config.yaml", "lora/pytorch_lora_weights.safetensors", "tb", "checkpoints"):
         assert (run_dir / name).exists(), name
     for text in ("step 8/8", "Finished 8 steps", "tensorboard --logdir", "load_lora_weights"):
