@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from configs.learner import AsyncSchedule, SyncSchedule
-from configs.rollout import ResourcesSection, SigmaThreshold
+from configs.rollout import ResourcesSection, SigmaThreshold, StepwiseSampler
+from configs.sources import objective_problems
 from configs.timesteps import TRAINING_TIMESTEPS, candidate_targets, step_targets
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def _num_steps(config: AtelierConfig) -> Iterator[str]:
 
 def _candidate_steps(config: AtelierConfig) -> Iterator[str]:
     sampler, steps = config.rollout.sampler, config.noise.num_steps
+    if not isinstance(sampler, StepwiseSampler):
+        return
     if sampler.min_timestep > sampler.kappa:
         yield (
             f"rollout.sampler.min_timestep = {sampler.min_timestep} is above rollout.sampler.kappa = {sampler.kappa}: "
@@ -69,7 +72,8 @@ def _candidate_steps(config: AtelierConfig) -> Iterator[str]:
 
 
 def _threshold(config: AtelierConfig) -> Iterator[str]:
-    threshold = config.rollout.sampler.threshold
+    sampler = config.rollout.sampler
+    threshold = sampler.threshold if isinstance(sampler, StepwiseSampler) else None
     if isinstance(threshold, SigmaThreshold) and threshold.low > threshold.high:
         yield (
             f"rollout.sampler.threshold.low = {threshold.low} is above rollout.sampler.threshold.high = "
@@ -237,6 +241,7 @@ CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
     _num_steps,
     _candidate_steps,
     _threshold,
+    objective_problems,
     _ranks_share_a_batch,
     _queue_holds_a_batch,
     _chunk_fits_a_batch,

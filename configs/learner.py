@@ -7,19 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from configs.base import Section
+from configs.objectives import REFERENCES, Objective, SpoObjective
 from configs.rollout import ResourcesSection
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class SpoObjective(Section):
-    """Step-wise preference optimisation (also the loss of MSPO)."""
-
-    type: Literal["spo"] = "spo"
-    beta: float = Field(10.0, gt=0)
-    """Strength of the regularisation towards the reference (paper: 10)."""
-    clip: float = Field(0.1, gt=0, lt=1)
-    """Half width of the ratio's clip range (released settings: 0.1)."""
 
 
 class OptimizerSection(Section):
@@ -63,7 +54,7 @@ class LearnerSection(Section):
     """Data-parallel ranks (Ray Train workers)."""
     resources: ResourcesSection = ResourcesSection()
     """What each rank asks for."""
-    objective: SpoObjective = SpoObjective()
+    objective: Objective = SpoObjective()
     """The loss."""
     optimizer: OptimizerSection = OptimizerSection()
     """The optimiser."""
@@ -77,10 +68,17 @@ class LearnerSection(Section):
     """Optimiser steps made of one global batch (the paper's loop makes one per denoising step)."""
     micro_batch_pairs: int = Field(16, ge=1)
     """Pairs in one forward and backward pass of one rank; more are accumulated."""
-    reference_at: Literal["worker", "learner"] = "worker"
-    """Who evaluates the reference: the worker has the base in memory anyway."""
+    reference_at: Literal["worker", "learner"] | None = None
+    """Who evaluates the reference. Unset: the worker for step-wise losses, which has the base in memory anyway; the
+    learner for `dpo`, where the noise is drawn; nobody for a loss without reference."""
     max_nonfinite_batches: int = Field(3, ge=1)
     """The run stops after this many updates with a non-finite loss or gradient."""
+
+    @property
+    def reference_side(self) -> Literal["worker", "learner"] | None:
+        """Who evaluates the reference of this objective; None where the loss has none."""
+        possible = REFERENCES[self.objective.type]
+        return self.reference_at or (possible[0] if possible else None)
 
 
 class SyncSchedule(Section):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from configs.base import Section
+from configs.objectives import with_default_type
 
 
 class ResourcesSection(Section):
@@ -59,6 +60,46 @@ class StepAwareScorer(Section):
     """Step-aware weights (.safetensors or .bin). Unset: the start, equal to the plain preference model."""
 
 
+class WeightedScorer(Section):
+    """One more scorer in a mixture."""
+
+    scorer: StepAwareScorer = StepAwareScorer()
+    """The scorer."""
+    weight: float = Field(1.0, gt=0)
+    """Its weight; `rollout.scorer` has weight 1."""
+
+
+class FinalPairsSampler(Section):
+    """Finished pictures of one prompt, the best and the worst of which make a pair."""
+
+    type: Literal["final_pairs"] = "final_pairs"
+    num_images: int = Field(5, ge=2)
+    """Pictures a prompt (pixel paper: 5)."""
+    mixture: list[WeightedScorer] = []
+    """More scorers. Each one's scores are standardised over the prompt's pictures, then added by weight."""
+    flaws: StepAwareScorer | None = None
+    """A scorer of flaws (higher: fewer). Where it and the mixture disagree, fewest flaws win (pixel paper)."""
+    flaw_tolerance: float = Field(0.0, ge=0)
+    """Pictures whose flaw scores differ by no more than this count as equally flawed."""
+    min_margin: float = Field(0.0, ge=0)
+    """A pair is kept when the mixture's standardised scores differ by more than this, or the flaws do."""
+
+
+class TrajectorySampler(Section):
+    """Whole trajectories with the reward of the finished picture: what DDPO and D3PO read."""
+
+    type: Literal["trajectory"] = "trajectory"
+    num_trajectories: int = Field(4, ge=2)
+    """Trajectories a prompt: DDPO normalises rewards over them, D3PO takes the best and the worst."""
+
+
+Sampler = Annotated[
+    StepwiseSampler | FinalPairsSampler | TrajectorySampler,
+    Field(discriminator="type"),
+    BeforeValidator(with_default_type("stepwise")),
+]
+
+
 class PromptsSection(Section):
     """The endless, seeded stream of training prompts."""
 
@@ -103,8 +144,8 @@ class QueueSection(Section):
 class RolloutSection(Section):
     """Everything on the rollout side."""
 
-    sampler: StepwiseSampler = StepwiseSampler()
-    """How candidates and pairs are made."""
+    sampler: Sampler = StepwiseSampler()
+    """How prompts become training groups: step by step, as finished pairs, or as whole trajectories."""
     scorer: StepAwareScorer = StepAwareScorer()
     """What scores the candidates: the reward in use."""
     workers: WorkersSection = WorkersSection()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rollout.conditioning import Conditioning
+from rollout.groups import Group
 from rollout.records import PreferenceGroup
 
 PairIndex = tuple[int, int]
@@ -49,7 +50,7 @@ class PairBatch:
     """Prompt and seed of each row, for messages."""
 
 
-def split_updates(groups: Sequence[PreferenceGroup], seed: int, updates: int) -> list[list[PairIndex]]:
+def split_updates(groups: Sequence[Group], seed: int, updates: int) -> list[list[PairIndex]]:
     """Deal the pairs of `groups` to `updates` updates: pair j of a group goes to (j + hash(seed, ordinal)) mod U."""
     dealt: list[list[PairIndex]] = [[] for _ in range(updates)]
     for place, group in enumerate(groups):

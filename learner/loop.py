@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from configs.learner import AsyncSchedule
+from configs.objectives import pixel_of
 from configs.schema import AtelierConfig
 from learner.batching import split_updates
 from learner.checkpoint import Counters, load_checkpoint, save_checkpoint
@@ -29,9 +30,10 @@ from learner.engine import build_engine, gather_adapter, learning_rate
 from learner.report import group_metrics, memory_metrics, queue_metrics, update_metrics
 from learner.update import UpdatePlan, Updater, UpdateResult, reduce_over_ranks
 from rollout.adapter import adapter_checksum, serialise_adapter
-from rollout.policy import DiffusionPolicy, load_policy
-from rollout.records import PreferenceGroup
-from rollout.stepwise import plan_blocks
+from rollout.decoder import load_decoder
+from rollout.groups import Group, read_group
+from rollout.policy import load_policy
+from rollout.samplers import pairs_possible
 from rollout.versions import AdapterVersion
 
 logger = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ def train(
         gathered = group_metrics(groups, run.counters.step, run.pairs_possible, device)
         for plan in run.updater.plan(split_updates(groups, config.run.seed, config.learner.updates_per_batch)):
             lr = learning_rate(config.learner.optimizer, run.counters.step, run.total_steps)
-            result = run.updater.run(groups, plan, lr) if plan.global_pairs else None
+            result = run.updater.run(groups, plan, lr, step=run.counters.step) if plan.global_pairs else None
             run.count_step(result, plan, lr)
         batch = run.count_batch(gathered)
 
@@ -151,9 +153,11 @@ class _Rank:
         self._queue, self._mailbox, self._metrics = queue, mailbox, metrics
         self._policy = load_policy(config.model, config.noise, device, seed=config.run.seed, network_only=True)
         self._engine = build_engine(self._policy, config.learner)
-        self.updater = Updater(self._policy, self._engine, config.learner, world)
+        pixel = pixel_of(config.learner.objective) is not None
+        decoder = load_decoder(config.model, device) if pixel else None
+        self.updater = Updater(self._policy, self._engine, config.learner, world, seed=config.run.seed, decoder=decoder)
         self.total_steps = config.learner.max_batches * config.learner.updates_per_batch
-        self.pairs_possible = _pairs_possible(config, self._policy)
+        self.pairs_possible = pairs_possible(config, self._policy.schedule)
         self._attempt = 0
         self._published: Counters | None = None
         self._saved: Counters | None = None
@@ -183,13 +187,13 @@ class _Rank:
             self._saved = self.counters
         self._batch_began = time.monotonic()
 
-    def take(self) -> list[PreferenceGroup] | None:
+    def take(self) -> list[Group] | None:
         """This rank's groups of the next batch; None on every rank once the queue is closed. Collective."""
         payloads = self._queue.take(self.counters.batch, self._rank, self._world, self.counters.step)
         self._taken = time.monotonic()
         here = [float(payloads is not None)]
         everywhere = reduce_over_ranks(here, torch.distributed.ReduceOp.MIN, self._device) == [1.0]
-        return [PreferenceGroup.from_bytes(payload) for payload in payloads] if payloads and everywhere else None
+        return [read_group(payload) for payload in payloads] if payloads and everywhere else None
 
     def count_step(self, result: UpdateResult | None, plan: UpdatePlan, lr: float) -> None:
         """One optimiser step is over: report it, and refuse one too many that was not finite. Collective then."""
@@ -256,13 +260,6 @@ class _Rank:
 def _publish_every(config: AtelierConfig) -> int:
     schedule = config.schedule
     return schedule.publish_every_batches if isinstance(schedule, AsyncSchedule) else 1
-
-
-def _pairs_possible(config: AtelierConfig, policy: DiffusionPolicy) -> int:
-    """Pairs of a group if none fell below the threshold."""
-    sampler = config.rollout.sampler
-    _, blocks = plan_blocks(policy.schedule, sampler.kappa, sampler.min_timestep, sampler.block_length)
-    return sum(map(len, blocks))
 
 
 def _refuse_nonfinite(counters: Counters, result: UpdateResult, limit: int) -> None:

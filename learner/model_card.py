@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from configs.schema import AtelierConfig
 from rollout.assets import MINIATURE
@@ -91,17 +92,19 @@ def _settings(config: AtelierConfig, steps: int) -> str:
         "rank, alpha": f"{lora.rank}, {lora.scale_numerator:g}",
         "target modules": ", ".join(lora.target_modules),
         "learning rate": f"{learner.optimizer.lr:g}, {learner.optimizer.decay}",
-        "objective": ", ".join(f"{k} {v}" for k, v in learner.objective.model_dump().items()),
+        "objective": _listed(learner.objective.model_dump()),
         "prompts in a batch": learner.groups_per_batch,
-        "candidates a step": sampler.num_candidates,
-        "block length": sampler.block_length,
-        "first candidates at timestep": sampler.kappa,
+        "sampling": _listed(sampler.model_dump()),
         "denoising steps, eta, guidance": f"{noise.num_steps}, {noise.eta:g}, {noise.guidance_scale:g}",
         "schedule": config.schedule.type,
         "seed": config.run.seed,
     }
     lines = [f"| {key} | {value} |\n" for key, value in rows.items()]
     return "| setting | value |\n|---|---|\n" + "".join(lines)
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
 
 
 def _configuration(config: AtelierConfig) -> str:

@@ -11,8 +11,17 @@ from typing import Any
 import torch
 
 from learner.update import UpdateResult, reduce_over_ranks
+from rollout.groups import Group
 from rollout.memory import peak_memory_bytes
-from rollout.records import PreferenceGroup
+
+_TAGS = {
+    "loss": "loss/total",
+    "ratio/win": "ratio/win_mean",
+    "ratio/lose": "ratio/lose_mean",
+    "ratio/policy": "ratio/policy_mean",
+    "ratio/clamped": "ratio/clamped_share",
+}
+"""An objective's metric -> its tag, where they differ: a mean over pairs, or a share of them."""
 
 
 def update_metrics(result: UpdateResult | None, pairs: int, lr: float) -> dict[str, float]:
@@ -20,22 +29,18 @@ def update_metrics(result: UpdateResult | None, pairs: int, lr: float) -> dict[s
     metrics: dict[str, float] = {"pairs/trained": pairs, "loss/learning_rate": lr}
     if result is None:
         return metrics
-    for name, value in result.means.items():
-        if name.startswith("count/"):
-            metrics[name.replace("count/", "pairs/")] = value
-    metrics |= {
-        "loss/total": result.means["loss"],
-        "loss/grad_norm": result.grad_norm,
-        "ratio/win_mean": result.means["ratio/win"],
-        "ratio/lose_mean": result.means["ratio/lose"],
-        "ratio/clamped_share": result.means["ratio/clamped"],
-        "pairs/accuracy": result.means["pairs/accuracy"],
-    }
-    return metrics
+    metrics |= {_tag(name): value for name, value in result.means.items()}
+    return metrics | {"loss/grad_norm": result.grad_norm}
+
+
+def _tag(name: str) -> str:
+    if name.startswith("count/"):
+        return name.replace("count/", "pairs/")
+    return _TAGS.get(name, name)
 
 
 def group_metrics(
-    groups: Sequence[PreferenceGroup], learner_step: int, pairs_possible: int, device: torch.device
+    groups: Sequence[Group], learner_step: int, pairs_possible: int, device: torch.device
 ) -> dict[str, float]:
     """Tags of one global batch's groups, over all ranks. Collective.
 

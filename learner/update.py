@@ -1,32 +1,30 @@
-"""One optimiser step: the pairs of an update, in micro-batches, through policy, objective and engine, on all ranks.
+"""One optimiser step: the pairs of an update, in micro-batches, through reader and engine, on all ranks.
 
-    pairs ─► collate ─► means of policy and reference ─► log p ─► objective ─► Σ loss · world / global pairs ─► backward
-                            (one evaluation where both halves share x_t)                        last one ─► clip, step
+    pairs ─► micro-batches ─► reader: rows, network, objective ─► Σ loss · world / global pairs ─► backward
+                                  (learner.readers: what the objective reads)     last one ─► clip, step
 
-Shapes: M rows of a micro-batch, C H W latent.
+"Pair" is a group's unit of training, whatever the objective: a single picture for SFT, a transition for DDPO.
+Shapes: M rows of a micro-batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.learner import LearnerSection
-from learner.batching import PairBatch, PairIndex, collate, split_micro_batches
+from learner.batching import PairIndex, split_micro_batches
 from learner.engine import accumulate, apply_update
-from learner.objectives import OBJECTIVES
-from rollout.conditioning import Conditioning
+from learner.readers import Batch, Setting, build_reader
+from rollout.decoder import PixelDecoder
+from rollout.groups import Group
 from rollout.policy import DiffusionPolicy
-from rollout.records import PreferenceGroup
-from rollout.transition import log_prob, transition
 
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 BUCKETS = ((0, 250), (250, 500), (500, 750), (750, 1000))
 """Pairs are counted by the timestep that they leave, in these ranges."""
 
@@ -62,12 +60,22 @@ class UpdateResult:
 class Updater:
     """Policy, engine and objective of one rank."""
 
-    def __init__(self, policy: DiffusionPolicy, engine: Any, settings: LearnerSection, world: int) -> None:
+    def __init__(
+        self,
+        policy: DiffusionPolicy,
+        engine: Any,
+        settings: LearnerSection,
+        world: int,
+        *,
+        seed: int,
+        decoder: PixelDecoder | None = None,
+    ) -> None:
+        """`seed` is the run's; `decoder` is needed where the objective has a pixel term. ValueError without it."""
         self._policy = policy
         self._engine = engine
         self._settings = settings
         self._world = world
-        self._objective = build_objective(settings)
+        self._reader = build_reader(Setting(policy, settings, seed, decoder))
 
     def plan(self, dealt: Sequence[list[PairIndex]]) -> list[UpdatePlan]:
         """Agree with the other ranks on pair counts and on the number of forward passes. Collective."""
@@ -78,8 +86,8 @@ class Updater:
         plans = zip(dealt, totals, passes, strict=True)
         return [UpdatePlan(list(pairs), int(total), int(count)) for pairs, total, count in plans]
 
-    def run(self, groups: Sequence[PreferenceGroup], plan: UpdatePlan, lr: float) -> UpdateResult:
-        """Train on one update that has pairs. Collective.
+    def run(self, groups: Sequence[Group], plan: UpdatePlan, lr: float, *, step: int) -> UpdateResult:
+        """Train on one update that has pairs; `step` counts the optimiser steps before it. Collective.
 
         A non-finite loss or gradient anywhere makes every rank skip the step, with weights and optimiser unchanged.
         """
@@ -87,7 +95,7 @@ class Updater:
         offenders: list[str] = []
         parts = split_micro_batches(plan.pairs, plan.micro_batches)
         for place, part in enumerate(parts):
-            batch = collate(groups, part, self._policy.device, int(self._policy.schedule.timesteps[-1]))
+            batch = self._reader.collate(groups, part, step)
             losses, metrics = self._evaluate(batch, offenders)
             loss = (losses * batch.weight).sum() * self._world / plan.global_pairs
             accumulate(self._engine, loss, last=place == len(parts) - 1)
@@ -97,52 +105,15 @@ class Updater:
         means = reduce_means(sums, plan.global_pairs, self._policy.device)
         return UpdateResult(means, grad_norm, tuple(offenders))
 
-    def _evaluate(self, batch: PairBatch, offenders: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        win, lose = pair_log_probs(self._policy, batch, pair_means(self._policy, batch, self._engine))
-        with torch.no_grad():
-            ref_win, ref_lose = pair_log_probs(self._policy, batch, self._reference_means(batch))
-        losses, metrics = self._objective(win, lose, ref_win, ref_lose)
-        bad = ~torch.isfinite(losses)
-        if bool(bad.any()):
-            offenders += [source for source, is_bad in zip(batch.sources, bad.tolist(), strict=True) if is_bad]
-            # A clamp between loss and log-probability stops a NaN on its way back. Give such a loss a NaN gradient,
-            # so that the gradient norm, which every rank sees, tells all of them to skip this update.
-            losses = torch.where(bad, (win + lose) * math.nan, losses)
-        return losses, metrics
-
-    def _reference_means(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        if self._settings.reference_at == "learner":
-            with self._policy.reference():
-                return pair_means(self._policy, batch)
-        if batch.ref_mean_win is None:
-            raise ValueError("groups came without reference means although learner.reference_at is worker")
-        return batch.ref_mean_win, batch.ref_mean_win if batch.ref_mean_lose is None else batch.ref_mean_lose
-
-
-def build_objective(settings: LearnerSection) -> Objective:
-    """The configured loss with its constants filled in."""
-    constants = settings.objective.model_dump(exclude={"type"})
-    return partial(OBJECTIVES[settings.objective.type], **constants)
-
-
-def pair_means(policy: DiffusionPolicy, batch: PairBatch, network: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-    """Means [M, C, H, W] of winner's and loser's transition: one evaluation of M rows, or of 2 M where x_t differs."""
-    x, t, conditioning = batch.x_t, batch.timestep, batch.conditioning
-    if batch.x_t_lose is not None:
-        x, t = torch.cat([x, batch.x_t_lose]), torch.cat([t, t])
-        conditioning = Conditioning.concatenate([conditioning, conditioning])
-    output = policy.predict(x, t, conditioning, network=network)
-    mean = transition(policy.schedule, output, x, t).mean
-    if batch.x_t_lose is None:
-        return mean, mean
-    win, lose = mean.chunk(2)
-    return win, lose
-
-
-def pair_log_probs(policy: DiffusionPolicy, batch: PairBatch, means: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """log p [M] of winner and loser under Gaussians of these means."""
-    std = policy.schedule.sigma(batch.timestep).reshape(-1, 1, 1, 1)
-    return log_prob(batch.x_prev_win, means[0], std), log_prob(batch.x_prev_lose, means[1], std)
+    def _evaluate(self, batch: Batch, offenders: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        found = self._reader.evaluate(batch, self._engine)
+        bad = ~torch.isfinite(found.losses)
+        if not bool(bad.any()):
+            return found.losses, found.metrics
+        offenders += [source for source, is_bad in zip(batch.sources, bad.tolist(), strict=True) if is_bad]
+        # A clamp between loss and log-probability stops a NaN on its way back. Give such a loss a NaN gradient,
+        # so that the gradient norm, which every rank sees, tells all of them to skip this update.
+        return torch.where(bad, found.anchor * math.nan, found.losses), found.metrics
 
 
 def reduce_over_ranks(values: Sequence[float], operation: Any, device: torch.device) -> list[float]:

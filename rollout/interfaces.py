@@ -18,7 +18,8 @@ from rollout.prompts import PromptItem
 from rollout.versions import AdapterVersion
 
 if TYPE_CHECKING:
-    from rollout.records import GroupHeader, PreferenceGroup
+    from rollout.groups import Group
+    from rollout.records import GroupHeader
 
 
 class GroupSink(Protocol):
@@ -44,7 +45,7 @@ class GroupSampler(Protocol):
 
     def sample(
         self, items: Sequence[PromptItem], *, policy_step: int, adapter_sha256: str, worker: str
-    ) -> list[PreferenceGroup]: ...
+    ) -> Sequence[Group]: ...
 
 
 class VersionHistory(Protocol):

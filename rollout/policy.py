@@ -53,14 +53,24 @@ class DiffusionPolicy:
         """Conditioning of each prompt, the negative prompt's included."""
         return self._family.encode(prompts, self._noise.negative_prompt)
 
-    def predict(self, x: Tensor, t: Tensor, conditioning: Conditioning, *, network: nn.Module | None = None) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        *,
+        network: nn.Module | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
         """Guided network output, float32 [B, C, H, W], for x float32 [B, C, H, W] at t int64 [B].
 
-        `network` stands in for the bare network where an engine wraps it (training).
+        `network` stands in for the bare network where an engine wraps it (training). `guidance` stands in for
+        `noise.guidance_scale`; 1 is the prompt's own prediction.
         """
+        scale = self._noise.guidance_scale if guidance is None else guidance
 
         def call(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            return self._family.forward(network or self.network, x, t, conditioning, self._noise.guidance_scale)
+            return self._family.forward(network or self.network, x, t, conditioning, scale)
 
         if torch.is_grad_enabled() or self.max_batch is None or len(x) <= self.max_batch:
             return call(x, t, conditioning)

@@ -110,6 +110,10 @@ class PreferenceGroup:
         return int(self.x_prev_win.shape[0])
 
     @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return tuple(self.x_prev_win.shape[1:])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from rollout.groups import read_group
 from rollout.interfaces import VersionHistory
-from rollout.records import GroupHeader, PreferenceGroup
+from rollout.records import GroupHeader
 from rollout.versions import AdapterVersion, in_force
 
 _INLINE_BYTES = 1 << 20  # below this, opening a payload takes less time than handing it to a thread
@@ -20,15 +21,14 @@ async def find_fault(
         return f"{where} has {size} bytes; queue.capacity_bytes is {capacity_bytes}"
     try:
         if size <= _INLINE_BYTES:
-            group = PreferenceGroup.from_bytes(payload)
+            group = read_group(payload)
         else:
-            group = await asyncio.to_thread(PreferenceGroup.from_bytes, payload)
+            group = await asyncio.to_thread(read_group, payload)
     except ValueError as error:
         return f"{where}: {error}"
     if (found := group.header(size)) != header:
         return f"{where}: its bytes say {found}, its header {header}"
-    shape = tuple(group.x_prev_win.shape[1:])
-    if latent_shape is not None and shape != latent_shape:
+    if latent_shape is not None and (shape := group.latent_shape) != latent_shape:
         return f"{where}: latents are {shape}; the learner's are {latent_shape}"
     return None
 

@@ -106,6 +106,18 @@ def predict_x0(schedule: NoiseSchedule, model_output: Tensor, x_t: Tensor, t: Te
     return to_x0_and_epsilon(schedule.prediction_type, model_output, x_t, _rows(schedule.alphas_cumprod[t]))[0]
 
 
+def add_noise(schedule: NoiseSchedule, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t = sqrt(a) z + sqrt(1 - a) eps [B, C, H, W] for clean z, noise [B, C, H, W] and t int64 [B]."""
+    a = _rows(schedule.alphas_cumprod[t])
+    return a.sqrt() * z + (1 - a).sqrt() * noise
+
+
+def predicted_noise(schedule: NoiseSchedule, model_output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
+    """epsilon [B, C, H, W] that a network output of any kind predicts at t int64 [B]."""
+    a = _rows(schedule.alphas_cumprod[t])
+    return to_x0_and_epsilon(schedule.prediction_type, model_output, z_t, a)[1]
+
+
 def to_x0_and_epsilon(kind: PredictionType, output: Tensor, x_t: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Convert a network output of any kind to (x0, epsilon); `a` is alphas_cumprod [B, 1, 1, 1]."""
     if kind == "epsilon":

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from reward import build_scorer
 from rollout.adapter import adapter_checksum, deserialise_adapter
+from rollout.groups import Group
 from rollout.interfaces import ChunkReport, GroupSampler, GroupSink, WeightSource
 from rollout.memory import peak_memory_bytes
 from rollout.policy import load_policy
 from rollout.prompts import PromptItem
-from rollout.records import PreferenceGroup
-from rollout.stepwise import StepwiseSampler
+from rollout.samplers import build_sampler
 from rollout.weights import AdapterVersion
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class RolloutWorker:
                 self._version = version
         return self._version
 
-    def _deliver(self, groups: Sequence[PreferenceGroup]) -> list[str]:
+    def _deliver(self, groups: Sequence[Group]) -> list[str]:
         answers = []
         for group in groups:
             payload = group.to_bytes()
@@ -131,14 +130,12 @@ def _span(items: Sequence[PromptItem]) -> str:
 
 
 def build_worker(config: AtelierConfig, worker_id: str, mailbox: WeightSource, queue: GroupSink) -> RolloutWorker:
-    """Load policy and scorer into this process, on its GPU when the workers ask for one."""
+    """Load policy and sampler into this process, on its GPU when the workers ask for one."""
     resources = config.rollout.workers.resources
     torch.set_num_threads(max(1, int(resources.cpus)))
     device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
     policy = load_policy(config.model, config.noise, device, seed=config.run.seed)
     policy.max_batch = config.rollout.workers.max_batch
-    scorer = build_scorer(config.rollout.scorer, device)
-    reference = config.learner.reference_at == "worker"
-    sampler = StepwiseSampler(policy, scorer, config.rollout.sampler, reference=reference)
+    sampler = build_sampler(config, policy, device)
     memory = partial(peak_memory_bytes, policy.device)
     return RolloutWorker(worker_id, policy, sampler, mailbox, queue, memory=memory)

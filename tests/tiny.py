@@ -10,7 +10,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rollout.final_records import FinalGroup
 from rollout.records import PreferenceGroup
+from rollout.trajectory_records import TrajectoryGroup
 
 MAX_TOKENS = 16
 
@@ -102,5 +104,64 @@ def make_group(
         behaviour_logp_lose=noise(pairs),
         scores=noise(16, 4),
         score_timesteps=torch.arange(16, dtype=torch.int64),
+        final_score=float(noise(1)),
+    )
+
+
+def make_final_group(
+    ordinal: int = 0,
+    *,
+    pairs: int = 1,
+    single: bool = False,
+    latent: tuple[int, int, int] = (4, 8, 8),
+    policy_step: int = 0,
+) -> FinalGroup:
+    """A valid group of random final latents for the tiny pipeline's shapes: pairs, or single pictures."""
+    generator = torch.Generator().manual_seed(ordinal)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return FinalGroup(
+        ordinal=ordinal,
+        prompt=f"prompt {ordinal}",
+        seed=ordinal,
+        policy_step=policy_step,
+        adapter_sha256="0" * 64,
+        worker="worker-0",
+        conditioning={name: noise(MAX_TOKENS, 32) for name in ("prompt_embeds", "negative_prompt_embeds")},
+        z_win=noise(pairs, *latent),
+        z_lose=None if single else noise(pairs, *latent),
+        score_win=noise(pairs).abs(),
+        score_lose=None if single else -noise(pairs).abs(),
+        scores=noise(1, 5),
+        final_score=float(noise(1)),
+    )
+
+
+def make_trajectory_group(
+    ordinal: int = 0, *, trajectories: int = 2, steps: int = 5, latent: tuple[int, int, int] = (4, 8, 8)
+) -> TrajectoryGroup:
+    """A valid group of random transitions for the tiny pipeline's shapes."""
+    generator = torch.Generator().manual_seed(ordinal)
+    rows = trajectories * steps
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return TrajectoryGroup(
+        ordinal=ordinal,
+        prompt=f"prompt {ordinal}",
+        seed=ordinal,
+        policy_step=0,
+        adapter_sha256="0" * 64,
+        worker="worker-0",
+        conditioning={name: noise(MAX_TOKENS, 32) for name in ("prompt_embeds", "negative_prompt_embeds")},
+        x_t=noise(rows, *latent),
+        x_prev=noise(rows, *latent),
+        timestep=torch.arange(steps - 1, -1, -1, dtype=torch.int64).mul(200).add(1).repeat(trajectories),
+        behaviour_logp=noise(rows),
+        advantage=noise(rows),
+        scores=noise(1, trajectories),
         final_score=float(noise(1)),
     )

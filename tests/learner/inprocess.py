@@ -11,11 +11,11 @@ import torch
 
 from configs.schema import AtelierConfig
 from rollout.adapter import deserialise_adapter
+from rollout.groups import Group, read_group
 from rollout.policy import load_policy
 from rollout.prompts import PromptStream
-from rollout.records import PreferenceGroup
 from rollout.replay import ReplayQueue
-from rollout.stepwise import StepwiseSampler
+from rollout.samplers import build_sampler
 from rollout.weights import AdapterVersion, WeightMailbox
 from tests.fakes import RedScorer
 
@@ -78,11 +78,11 @@ class Rollout:
         self._config = config
         self._per_batch = config.learner.groups_per_batch
         self._policy = load_policy(config.model, config.noise, "cpu", seed=config.run.seed)
-        self._sampler = StepwiseSampler(self._policy, RedScorer(), config.rollout.sampler)
+        self._sampler = build_sampler(config, self._policy, "cpu", scorer_from=lambda *_: RedScorer())
         self._stream = PromptStream(PROMPTS, config.run.seed)
         self.queue = ReplayQueue(config.queue, config.schedule, self._per_batch, versions=mailbox.actor)
         self.before_take: Callable[[int], None] = lambda batch: None
-        self.tamper: Callable[[PreferenceGroup], PreferenceGroup] = lambda group: group
+        self.tamper: Callable[[Group], Group] = lambda group: group
 
     def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None:
         self.before_take(batch)
@@ -90,7 +90,7 @@ class Rollout:
         payloads = self._run(self.queue.take(batch, rank, world, learner_step))
         if payloads is None:
             return None
-        return [self.tamper(PreferenceGroup.from_bytes(payload)).to_bytes() for payload in payloads]
+        return [self.tamper(read_group(payload)).to_bytes() for payload in payloads]
 
     def _produce(self, ordinals: range) -> None:
         latest = self._run(self._mailbox.actor.latest())
