@@ -1,0 +1,185 @@
+"""LoRA files in the model that samples: checked against it, then loaded by diffusers' own `load_lora_weights`.
+
+Read is what diffusers reads: its own layout (`learner/export.py` writes it), kohya's, and those derived from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from configs.model import ModelSection, NoiseSection
+from rollout.assets import pipeline_path
+from rollout.families import StableDiffusionFamily
+from rollout.policy import DiffusionPolicy, resolve_dtype
+from rollout.transition import NoiseSchedule
+
+BASE = "base"
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+_DOWN = re.compile(r"^unet\.(?P<layer>.+?)\.(?:lora_A|lora\.down|lora_down)\.weight$")
+_UP = re.compile(r"\.(?:lora_B|lora\.up|lora_up)\.weight$")
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is evaluated: the base, or the base with one LoRA."""
+
+    name: str
+    """Unique; names its folder of pictures."""
+    file: Path | None
+    """None: the base."""
+    sha256: str
+    """Of the LoRA file; `base` without one."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def candidates(paths: Sequence[str]) -> list[Candidate]:
+    """The base and one candidate a LoRA, each named after its file, its folder or, where those are generic, its run.
+
+    Raises ValueError naming a path that holds no LoRA, is no safetensors file, or is given twice.
+    """
+    found = [Candidate(BASE, None, BASE)]
+    for text in paths:
+        file = find_lora(text)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        if twin := next((other for other in found if other.sha256 == digest), None):
+            raise ValueError(f"--lora {text}: the same weights as {twin.file}; give each LoRA once")
+        found.append(Candidate(_unique(_name(file), [other.name for other in found]), file.resolve(), digest))
+    return found
+
+
+def find_lora(text: str) -> Path:
+    """The safetensors file that a folder or path means: a folder's `pytorch_lora_weights.safetensors`, its `lora/`, or
+    its only .safetensors file."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        return _readable(path)
+    if not path.is_dir():
+        raise ValueError(f"--lora {text}: no such file or folder")
+    for file in (path / DIFFUSERS_FILE, path / "lora" / DIFFUSERS_FILE):
+        if file.is_file():
+            return _readable(file)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        what = f"{len(files)} .safetensors files" if files else "no .safetensors file"
+        raise ValueError(f"--lora {text}: {what} and no {DIFFUSERS_FILE}; name the file")
+    return _readable(files[0])
+
+
+class EvaluatedModel:
+    """The base pipeline; `candidate` makes it the base or the base with one LoRA, and back."""
+
+    def __init__(self, model: ModelSection, noise: NoiseSection, device: torch.device | str) -> None:
+        """Raises what diffusers raises for a pipeline that cannot be read, ValueError for an unfit noise schedule."""
+        self._model, self._noise, self._device = model, noise, torch.device(device)
+        path = pipeline_path(model.pretrained)
+        self._pipeline: Any = StableDiffusionPipeline.from_pretrained(
+            path,
+            dtype=resolve_dtype(model.dtype, self._device),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    @contextmanager
+    def candidate(self, candidate: Candidate) -> Iterator[DiffusionPolicy]:
+        """Inside, a policy that samples this candidate. A LoRA that changes nothing is noted in its `warnings`.
+
+        Raises ValueError when the LoRA was made for another model, naming the layer.
+        """
+        if candidate.file is None:
+            yield self._policy()
+            return
+        self._load(candidate)
+        try:
+            yield self._policy()
+        finally:
+            self._pipeline.unload_lora_weights()
+
+    def _policy(self) -> DiffusionPolicy:
+        family = StableDiffusionFamily(self._pipeline)
+        schedule = NoiseSchedule.from_scheduler(family.scheduler, self._noise.num_steps, eta=self._noise.eta)
+        family.to(self._device)
+        latent_shape = family.latent_shape(self._model.image_size)
+        return DiffusionPolicy(family, schedule.to(self._device), self._noise, latent_shape)
+
+    def _load(self, candidate: Candidate) -> None:
+        assert candidate.file is not None
+        network, where = self._pipeline.unet, f"LoRA {candidate.file}"
+        folder, name = str(candidate.file.parent), candidate.file.name
+        try:
+            state, _ = self._pipeline.lora_state_dict(folder, weight_name=name, unet_config=network.config)
+        except Exception as error:  # diffusers' converters fail in many ways on what they do not know
+            raise ValueError(f"{where}: not a LoRA that diffusers can read: {_first_line(error)}") from error
+        check_layers(state, network, where, self._model.pretrained)
+        ups = [tensor for key, tensor in state.items() if _UP.search(key)]
+        if ups and not any(bool(tensor.any()) for tensor in ups):
+            candidate.warnings.append("changes nothing: every up-projection (B) is zero; was it trained?")
+        try:
+            self._pipeline.load_lora_weights(folder, weight_name=name)
+        except (ValueError, RuntimeError) as error:
+            self._pipeline.unload_lora_weights()
+            raise ValueError(
+                f"{where} does not fit {self._model.pretrained}: {_first_line(error)}. Give the base it was made for"
+            ) from error
+
+
+def check_layers(state: Mapping[str, Tensor], network: nn.Module, where: str, base: str) -> None:
+    """Raises ValueError unless every U-Net layer of a LoRA in diffusers' names is in `network`, with as many inputs."""
+    layers = {match["layer"]: tensor for key, tensor in state.items() if (match := _DOWN.match(key))}
+    modules = dict(network.named_modules())
+    if not layers:
+        first = ", ".join(sorted(state)[:3]) or "none at all"
+        raise ValueError(
+            f"{where}: no LoRA weights of a U-Net in it (tensors: {first}); is it for another model family?"
+        )
+    if strange := sorted(name for name in layers if not isinstance(modules.get(name), nn.Linear | nn.Conv2d)):
+        raise ValueError(
+            f"{where} was made for another model: {len(strange)} of {len(layers)} layers do not exist in {base}, "
+            f"first {strange[0]}. Give the base it was made for"
+        )
+    for name, down in sorted(layers.items()):
+        module: Any = modules[name]
+        if down.shape[1] != (wide := module.weight.shape[1]):
+            raise ValueError(
+                f"{where} was made for another model: layer {name} reads {down.shape[1]} channels there, {wide} in "
+                f"{base}. Give the base it was made for"
+            )
+
+
+def _readable(file: Path) -> Path:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"--lora {file}: not a readable safetensors file: {_first_line(error)}") from error
+    return file
+
+
+def _name(file: Path) -> str:
+    parts = [file.stem, *(parent.name for parent in file.resolve().parents)]
+    generic = {"pytorch_lora_weights", "lora", "kohya", ""}
+    return _NAME.sub("-", next((part for part in parts if part not in generic), "lora"))
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    number = 2
+    unique = name
+    while unique in taken:
+        unique, number = f"{name}-{number}", number + 1
+    return unique
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

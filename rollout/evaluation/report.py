@@ -1,0 +1,118 @@
+"""What an evaluation found, as results.json and as the table on the console."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rollout.evaluation.lora import BASE, Candidate
+from rollout.evaluation.scoring import Scores
+from rollout.evaluation.statistics import bootstrap_difference, bootstrap_mean, win_rate
+from rollout.measures import Interval
+
+FORMAT = 1
+
+
+def results(
+    settings: Mapping[str, Any],
+    prompts: Sequence[str],
+    candidates: Sequence[Candidate],
+    scores: Mapping[str, Scores],
+) -> dict[str, Any]:
+    """The contents of results.json.
+
+    `metrics[name][candidate]`: `mean` {mean, low, high, n}, and for each LoRA `difference` from the base (paired); of
+    scorers, where higher is better, also `win_rate`. `kind` says `score` or `measure`. The sampling settings are in
+    every metric's entry, so that a figure copied out of the file keeps them. Infinite bounds are null.
+    """
+    return {
+        "format": FORMAT,
+        "settings": dict(settings),
+        "prompts": list(prompts),
+        "seeds": [settings["seed"] + n for n in range(len(prompts))],
+        "candidates": {c.name: _described(c) for c in candidates},
+        "metrics": {
+            name: {
+                "kind": "score" if name in scores[BASE].rewards else "measure",
+                "settings": dict(settings),
+                "candidates": {c.name: _entry(name, c.name, scores, prompts) for c in candidates},
+            }
+            for name in scores[BASE].all()
+        },
+        "per_picture": {c.name: scores[c.name].all() for c in candidates},
+    }
+
+
+def _described(candidate: Candidate) -> dict[str, Any]:
+    file = None if candidate.file is None else str(candidate.file)
+    return {"lora": file, "sha256": candidate.sha256, "warnings": list(candidate.warnings)}
+
+
+def _entry(name: str, candidate: str, scores: Mapping[str, Scores], prompts: Sequence[str]) -> dict[str, Any]:
+    values, base = scores[candidate].all()[name], scores[BASE].all()[name]
+    entry: dict[str, Any] = {"mean": _plain(bootstrap_mean(values, prompts))}
+    if candidate != BASE:
+        entry["difference"] = _plain(bootstrap_difference(base, values, prompts))
+        if name in scores[BASE].rewards:
+            rate = win_rate(base, values, prompts)
+            entry["win_rate"] = {**asdict(rate), "interval": _plain(rate.interval)}
+    return entry
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Every metric of every candidate, one a line, under one head."""
+    head = (
+        "metric",
+        "model",
+        "mean",
+        "95 % interval",
+        "change from base",
+        "95 % interval",
+        "win rate",
+        "95 % interval",
+    )
+    rows = [head]
+    for name, metric in found["metrics"].items():
+        for candidate, entry in metric["candidates"].items():
+            label = name if candidate == BASE else ""
+            rows.append((label, candidate, *_cells(entry["mean"]), *_change(entry), *_wins(entry)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """Warnings, and how the pictures were sampled, as sentences."""
+    settings = found["settings"]
+    lines = [
+        f"warning: {name} {text}" for name, candidate in found["candidates"].items() for text in candidate["warnings"]
+    ]
+    lines.append(
+        f"{len(found['prompts'])} pictures a model, {settings['sampler'].upper()} {settings['steps']} steps, guidance "
+        f"{settings['guidance']:g}, eta {settings['eta']:g}, seeds from {settings['seed']}, base {settings['base']} "
+        f"({settings['base_fingerprint']})"
+    )
+    return lines
+
+
+def _cells(interval: Mapping[str, Any], sign: str = "") -> tuple[str, str]:
+    low, high = interval["low"], interval["high"]
+    bounds = "unknown" if low is None else f"{low:{sign}.4g} .. {high:{sign}.4g}"
+    return f"{interval['mean']:{sign}.4g}", bounds
+
+
+def _change(entry: Mapping[str, Any]) -> tuple[str, str]:
+    return _cells(entry["difference"], "+") if "difference" in entry else ("", "")
+
+
+def _wins(entry: Mapping[str, Any]) -> tuple[str, str]:
+    if "win_rate" not in entry:
+        return "", ""
+    interval = entry["win_rate"]["interval"]
+    return f"{interval['mean']:.1%}", f"{interval['low']:.1%} .. {interval['high']:.1%}"
