@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from configs.learner import AsyncSchedule, SyncSchedule
+from configs.model import FLOW_FAMILIES
 from configs.rollout import ResourcesSection, SigmaThreshold, StepwiseSampler
 from configs.sources import objective_problems
 from configs.timesteps import TRAINING_TIMESTEPS, candidate_targets, step_targets
@@ -30,6 +31,8 @@ def problems(config: AtelierConfig) -> list[str]:
 
 def _num_steps(config: AtelierConfig) -> Iterator[str]:
     steps = config.noise.num_steps
+    if config.model.family in FLOW_FAMILIES:
+        return
     walked = steps * (TRAINING_TIMESTEPS // steps)
     if steps == TRAINING_TIMESTEPS:
         yield (
@@ -55,6 +58,8 @@ def _candidate_steps(config: AtelierConfig) -> Iterator[str]:
             f"no step would draw candidates. Set min_timestep below kappa."
         )
         return
+    if config.model.family in FLOW_FAMILIES:
+        return
     count = len(candidate_targets(steps, sampler.kappa, sampler.min_timestep))
     if count == 0:
         near = min(step_targets(steps), key=lambda target: abs(target - sampler.kappa))
@@ -79,6 +84,30 @@ def _threshold(config: AtelierConfig) -> Iterator[str]:
             f"rollout.sampler.threshold.low = {threshold.low} is above rollout.sampler.threshold.high = "
             f"{threshold.high}: the threshold rises with the noise level. Exchange the two."
         )
+
+
+# Model family
+
+
+def _family_fits_the_settings(config: AtelierConfig) -> Iterator[str]:
+    family, objective = config.model.family, config.learner.objective
+    if family in FLOW_FAMILIES and objective.type != "spo":
+        yield (
+            f"learner.objective.type = {objective.type} with model.family = {family}: it reads predictions of noise, "
+            "and a flow predicts a velocity. Set learner.objective.type to spo, or train a diffusion family."
+        )
+    if family in FLOW_FAMILIES and getattr(objective, "pixel", None) is not None:
+        yield (
+            f"learner.objective.pixel with model.family = {family}: the pixel term reads predictions of noise, and a "
+            "flow predicts a velocity. Leave pixel out, or train a diffusion family."
+        )
+    if family == "flux" and config.noise.negative_prompt:
+        yield (
+            f"noise.negative_prompt = {config.noise.negative_prompt!r} with model.family = flux: FLUX's guidance is an "
+            "input of its network and has no negative prompt. Leave it empty."
+        )
+    if not config.model.t5 and family != "sd3":
+        yield f"model.t5 = false with model.family = {family}: only sd3 works without T5. Leave model.t5 true."
 
 
 # Batches, queue, staleness
@@ -242,6 +271,7 @@ CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
     _candidate_steps,
     _threshold,
     objective_problems,
+    _family_fits_the_settings,
     _ranks_share_a_batch,
     _queue_holds_a_batch,
     _chunk_fits_a_batch,

@@ -29,10 +29,16 @@ class LoraSection(Section):
 class ModelSection(Section):
     """The base model, in diffusers' format."""
 
-    family: Literal["sd"] = "sd"
-    """Which family the checkpoint belongs to; `sd` is every pipeline shaped like Stable Diffusion 1.x."""
+    family: Literal["sd", "sdxl", "pixart", "sd3", "flux"] = "sd"
+    """Which family the checkpoint belongs to: `sd` (Stable Diffusion 1.x, 2.x), `sdxl`, `pixart`, `sd3`, `flux`."""
     pretrained: str = "miniature"
-    """Local directory or hub id of a diffusers pipeline; `miniature` is the model in this repository."""
+    """Local directory, hub id or one .safetensors file; `miniature` is the model in this repository."""
+    config: str | None = None
+    """Of a single file: directory or hub id with the pipeline's configuration and tokenizers (needed offline)."""
+    vae: str | None = None
+    """Directory or hub id of an autoencoder in place of the pipeline's own (SDXL: one that works in float16)."""
+    t5: bool = True
+    """SD3: load the T5 text encoder; without it, its tokens are zeros, as diffusers has it (about 9.5 GB less)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Dtype of the frozen base; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     image_size: int | None = Field(None, ge=8)
@@ -50,7 +56,13 @@ class NoiseSection(Section):
     """Denoising steps from noise to picture, each 1000 // num_steps timesteps wide (papers: 20)."""
     eta: float = Field(1.0, gt=0, le=1)
     """Stochasticity of the DDIM step (papers: 1). 0 has no log-probability and is refused."""
+    flow_noise_level: float = Field(0.7, gt=0)
+    """a, noise of a flow-matching step of SD3 and FLUX (Flow-GRPO, arXiv:2505.05470: 0.7); `eta` is not used there."""
     guidance_scale: float = Field(5.0, ge=1)
-    """Classifier-free guidance scale s (papers: 5). 1 switches guidance off."""
+    """Guidance scale s (papers: 5). 1 switches guidance off. FLUX reads it as an input of its network."""
     negative_prompt: str = ""
-    """What guidance pushes away from; empty as in the papers."""
+    """What guidance pushes away from; empty as in the papers. FLUX has none."""
+
+
+FLOW_FAMILIES = ("sd3", "flux")
+"""Families whose steps are flow matching: their timesteps depend on the checkpoint's scheduler."""

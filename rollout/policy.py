@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -70,7 +70,8 @@ class DiffusionPolicy:
         scale = self._noise.guidance_scale if guidance is None else guidance
 
         def call(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            return self._family.forward(network or self.network, x, t, conditioning, scale)
+            time = self.schedule.network_time(t)
+            return self._family.forward(network or self.network, x, time, conditioning, scale)
 
         if torch.is_grad_enabled() or self.max_batch is None or len(x) <= self.max_batch:
             return call(x, t, conditioning)
@@ -170,7 +171,8 @@ def load_policy(
     """
     device = torch.device(device)
     dtype = resolve_dtype(model.dtype, device)
-    family = FAMILIES[model.family].load(pipeline_path(model.pretrained), dtype, network_only=network_only)
+    path = pipeline_path(model.pretrained)
+    family = FAMILIES[model.family].load(path, dtype, network_only=network_only, model=model)
     return assemble_policy(family, model, noise, device, seed=seed)
 
 
@@ -178,12 +180,13 @@ def assemble_policy(
     family: Family, model: ModelSection, noise: NoiseSection, device: torch.device, *, seed: int
 ) -> DiffusionPolicy:
     """`load_policy` for a pipeline that is in memory already."""
-    schedule = NoiseSchedule.from_scheduler(family.scheduler, noise.num_steps, eta=noise.eta)
+    shape = family.latent_shape(model.image_size)
+    schedule = family.schedule(noise, shape)
     family.to(device)
     _add_adapter(family.network, model.lora, seed)
     if model.gradient_checkpointing:
         family.network.enable_gradient_checkpointing()
-    return DiffusionPolicy(family, schedule.to(device), noise, family.latent_shape(model.image_size))
+    return DiffusionPolicy(family, schedule.to(device), noise, shape)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -194,6 +197,26 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _add_adapter(network: Any, lora: LoraSection, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        device = next(network.parameters()).device
+        inject_lora(network.to("cpu"), lora)
+        network.to(device)
+    adapter = [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
+    for parameter in adapter:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+
+
+def inject_lora(network: Any, lora: LoraSection) -> None:
+    """Put an untrained adapter on the layers that `lora` names, by peft: not every diffusers network has its own way.
+
+    Raises ValueError when a name fits no layer.
+    """
+    layers = [name for name, _ in network.named_modules()]
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise ValueError(f"no layer of this network ends in model.lora.target_modules {target!r}")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.scale_numerator,
@@ -201,14 +224,4 @@ def _add_adapter(network: Any, lora: LoraSection, seed: int) -> None:
         init_lora_weights="gaussian",
         target_modules=list(lora.target_modules),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        device = next(network.parameters()).device
-        network.to("cpu").add_adapter(config, adapter_name=ADAPTER_NAME)
-        network.to(device)
-    adapter = [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
-    if not adapter:
-        raise ValueError(f"no layer of this network ends in any of model.lora.target_modules {lora.target_modules}")
-    for parameter in adapter:
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+    inject_adapter_in_model(config, network, ADAPTER_NAME)

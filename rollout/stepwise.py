@@ -79,6 +79,12 @@ class StepwiseSampler:
         x = noise.draw()
         output: Tensor | None = None
         plain, blocks = plan_blocks(policy.schedule, settings.kappa, settings.min_timestep, settings.block_length)
+        if not blocks:
+            raise ValueError(
+                f"no step draws candidates: rollout.sampler.kappa = {settings.kappa} and min_timestep = "
+                f"{settings.min_timestep} leave out every target of this schedule's steps, the last of which leaves "
+                f"timestep {int(policy.schedule.trained_timesteps[-1])}"
+            )
         for step in plain:
             t = self._times(len(x), step)
             x = transition(policy.schedule, self._predict(x, t, conditioning), x, t).sample(noise.draw())
@@ -172,7 +178,7 @@ class StepwiseSampler:
         if not isinstance(threshold, SigmaThreshold):
             return threshold
         schedule = self._policy.schedule
-        sigmas = schedule.sigma(schedule.timesteps.to(self._policy.device))
+        sigmas = schedule.sigma(schedule.trained_timesteps.to(self._policy.device))
         sigma = schedule.sigma(self._times(1, step))
         rise = (sigma - sigmas.min()) / (sigmas.max() - sigmas.min())
         return threshold.low + float(rise) * (threshold.high - threshold.low)
@@ -248,10 +254,11 @@ def plan_blocks(
     """Timesteps of the plain steps, then the blocks of candidate steps (the last block may be shorter).
 
     A step draws candidates when its target t' <= kappa. Steps whose target lies below `min_timestep` (the paper's
-    timestep-range ablation) are not walked: the rollout ends where its last candidates are scored.
+    timestep-range ablation) are not walked: the rollout ends where its last candidates are scored. Nor is the last
+    step of a flow, which has no noise and lands on the x0 through which those candidates are scored.
     """
-    steps = schedule.timesteps.tolist()
-    targets = schedule.next_timestep(schedule.timesteps).tolist()
+    steps = schedule.trained_timesteps.tolist()
+    targets = schedule.next_timestep(schedule.trained_timesteps).tolist()
     plain = [step for step, target in zip(steps, targets, strict=True) if target > kappa]
     pooled = [step for step, target in zip(steps, targets, strict=True) if min_timestep <= target <= kappa]
     return plain, [pooled[start : start + block_length] for start in range(0, len(pooled), block_length)]

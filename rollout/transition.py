@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class NoiseSchedule:
         timesteps = torch.arange(num_steps - 1, -1, -1, dtype=torch.int64) * stride + 1
         return cls(table.to(torch.float32).clone(), timesteps.clamp(max=total - 1), stride, prediction_type, eta)
 
+    @property
+    def trained_timesteps(self) -> Tensor:
+        """int64, descending: the steps with noise, and so with a log-probability. All of them for DDIM."""
+        return self.timesteps
+
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same schedule with its table on `device`."""
         return NoiseSchedule(
@@ -71,6 +76,23 @@ class NoiseSchedule:
         """Standard deviation [B] of the step that leaves t. DDIM eq. 16: eta^2 (1-a')/(1-a) (1 - a/a')."""
         a, a_next = self.alphas_cumprod[t], self.alphas_cumprod[self.next_timestep(t)]
         return self.eta * torch.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told for timestep t [B]: t itself."""
+        return t
+
+    def step(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Transition:
+        """See `transition`."""
+        a = _rows(self.alphas_cumprod[t])
+        a_next = _rows(self.alphas_cumprod[self.next_timestep(t)])
+        x0, epsilon = to_x0_and_epsilon(self.prediction_type, model_output, x_t, a)
+        std = _rows(self.sigma(t))
+        mean = a_next.sqrt() * x0 + torch.sqrt(1 - a_next - std**2) * epsilon  # eq. 12
+        return Transition(mean, std, x0)
+
+    def predict_x0(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """See `predict_x0` below."""
+        return to_x0_and_epsilon(self.prediction_type, model_output, x_t, _rows(self.alphas_cumprod[t]))[0]
 
 
 @dataclass(frozen=True)
@@ -93,17 +115,12 @@ def transition(schedule: NoiseSchedule, model_output: Tensor, x_t: Tensor, t: Te
     """The step from x_t at timestep t (int64 [B], may differ per row), given the guided network output."""
     assert model_output.dtype == x_t.dtype == torch.float32, "transitions are computed in float32"
     assert t.dtype == torch.int64
-    a = _rows(schedule.alphas_cumprod[t])
-    a_next = _rows(schedule.alphas_cumprod[schedule.next_timestep(t)])
-    x0, epsilon = to_x0_and_epsilon(schedule.prediction_type, model_output, x_t, a)
-    std = _rows(schedule.sigma(t))
-    mean = a_next.sqrt() * x0 + torch.sqrt(1 - a_next - std**2) * epsilon  # eq. 12
-    return Transition(mean, std, x0)
+    return schedule.step(model_output, x_t, t)
 
 
 def predict_x0(schedule: NoiseSchedule, model_output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """x0 [B, C, H, W] predicted at timestep t >= 0, also for t = 0, from which no step leaves."""
-    return to_x0_and_epsilon(schedule.prediction_type, model_output, x_t, _rows(schedule.alphas_cumprod[t]))[0]
+    return schedule.predict_x0(model_output, x_t, t)
 
 
 def add_noise(schedule: NoiseSchedule, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -120,6 +137,8 @@ def predicted_noise(schedule: NoiseSchedule, model_output: Tensor, z_t: Tensor, 
 
 def to_x0_and_epsilon(kind: PredictionType, output: Tensor, x_t: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Convert a network output of any kind to (x0, epsilon); `a` is alphas_cumprod [B, 1, 1, 1]."""
+    if kind == "flow":
+        raise ValueError("a flow's velocity is no diffusion prediction: this objective needs a DDIM-like family")
     if kind == "epsilon":
         return (x_t - (1 - a).sqrt() * output) / a.sqrt(), output
     if kind == "v_prediction":

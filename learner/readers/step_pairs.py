@@ -37,7 +37,7 @@ class StepPairReader:
     def collate(self, groups: Sequence[PreferenceGroup], pairs: Sequence[PairIndex], step: int) -> PairBatch:
         refuse_other_groups(groups, PreferenceGroup, self._setting.settings.objective.type)
         policy = self._policy
-        return collate(groups, pairs, policy.device, int(policy.schedule.timesteps[-1]))
+        return collate(groups, pairs, policy.device, int(policy.schedule.trained_timesteps[-1]))
 
     def evaluate(self, batch: PairBatch, network: nn.Module) -> Losses:
         means = pair_means(self._policy, batch, network)

@@ -1,0 +1,122 @@
+"""Reading a diffusers pipeline part by part, so that nothing is missing, left over or of another family unnoticed.
+
+diffusers fills missing weights with random ones and warns; here both missing and surplus names are errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors import SafetensorError
+
+from configs.model import ModelSection
+
+_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+_SHOWN = 5
+
+
+def read_pipeline(
+    classes: Sequence[Any],
+    network_part: str,
+    path: str,
+    dtype: torch.dtype,
+    absent: Mapping[str, Any],
+    model: ModelSection | None,
+) -> tuple[Any, int]:
+    """The pipeline at `path`, and how many pixels one latent is wide.
+
+    `path`: a directory, a hub id, or one .safetensors file (then `model.config` may name a directory or hub id with the
+    pipeline's configuration and tokenizers). `absent`: components to leave out, by name.
+    Raises ValueError naming file and names for a checkpoint that is damaged, incomplete or of another family.
+    """
+    given = dict(absent)
+    if model is not None and model.vae is not None and "vae" not in absent:
+        given["vae"] = read_part(AutoencoderKL, model.vae, None, dtype)
+    if path.endswith((".safetensors", ".ckpt")):
+        pipeline = _read_single_file(classes[0], path, dtype, given, model)
+        vae_config = None if pipeline.vae is None else pipeline.vae.config
+        return pipeline, _scale(vae_config) if vae_config is not None else pipeline.vae_scale_factor
+    index = _read_index(path)
+    chosen = _choose(classes, index, path)
+    for name, entry in index.items():
+        if name in given or not isinstance(entry, list) or entry[0] not in _LIBRARIES:
+            continue
+        part_class = getattr(_LIBRARIES[entry[0]], entry[1], None)
+        if isinstance(part_class, type) and issubclass(part_class, torch.nn.Module):
+            given[name] = read_part(part_class, path, name, dtype)
+    try:
+        pipeline = chosen.from_pretrained(path, dtype=dtype, **given)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"model.pretrained {path}: cannot be read as a {chosen.__name__}: {error}") from error
+    if getattr(pipeline, network_part) is None:
+        raise ValueError(f"model.pretrained {path} has no {network_part}")
+    return pipeline, _scale(AutoencoderKL.load_config(path, subfolder="vae"))
+
+
+def read_part(part_class: Any, path: str, subfolder: str | None, dtype: torch.dtype) -> Any:
+    """One component, with exactly the weights that it needs. Raises ValueError naming file and weights."""
+    place = path if subfolder is None else f"{path}/{subfolder}"
+    options = {} if subfolder is None else {"subfolder": subfolder}
+    try:
+        part, info = part_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{place}: cannot be read as {part_class.__name__}: {error}") from error
+    for kind, said in (("missing_keys", "missing"), ("unexpected_keys", "that this model does not have")):
+        if names := sorted(info.get(kind) or ()):
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            raise ValueError(f"{place}: {len(names)} weights {said}: {', '.join(names[:_SHOWN])}{more}")
+    return part
+
+
+def _read_index(path: str) -> Mapping[str, Any]:
+    if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+        raise ValueError(f"model.pretrained {path}: no model_index.json there; it is not a diffusers pipeline")
+    if path.startswith(("/", ".")) and not Path(path).exists():
+        raise ValueError(f"model.pretrained {path}: there is no such file or directory")
+    try:
+        return dict(DiffusionPipeline.load_config(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"model.pretrained {path}: neither a local directory nor a model that the hub gives: {error}"
+        ) from error
+
+
+def _choose(classes: Sequence[Any], index: Mapping[str, Any], path: str) -> Any:
+    found = index.get("_class_name")
+    for known in classes:
+        if known.__name__ == found:
+            return known
+    names = " or ".join(known.__name__ for known in classes)
+    raise ValueError(
+        f"model.pretrained {path} holds a {found}, which is another family than model.family says: that one reads "
+        f"{names}. Set model.family to the checkpoint's"
+    )
+
+
+def _read_single_file(
+    pipeline_class: Any, path: str, dtype: torch.dtype, given: Mapping[str, Any], model: ModelSection | None
+) -> Any:
+    if not Path(path).is_file():
+        raise ValueError(f"model.pretrained {path}: there is no such file")
+    if not hasattr(pipeline_class, "from_single_file"):
+        raise ValueError(f"model.pretrained {path}: diffusers reads no single file as {pipeline_class.__name__}")
+    config = {} if model is None or model.config is None else {"config": model.config}
+    parts = {name: value for name, value in given.items() if name != "requires_safety_checker"}
+    try:
+        return pipeline_class.from_single_file(path, torch_dtype=dtype, **config, **parts)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"model.pretrained {path}: cannot be read as one file of a {pipeline_class.__name__}: {error}. Without "
+            "network access, name a directory with the pipeline's configuration and tokenizers in model.config"
+        ) from error
+
+
+def _scale(vae_config: Mapping[str, Any]) -> int:
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
