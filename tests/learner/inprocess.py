@@ -22,8 +22,10 @@ from tests.fakes import RedScorer
 PROMPTS = ("a red disc", "a blue ring", "a green cross", "a black star", "a white square")
 
 
-def small_config(pipeline: Path, run_dir: Path, **learner: Any) -> AtelierConfig:
-    """Two groups a batch, two updates, four denoising steps, sync."""
+def small_config(
+    pipeline: Path, run_dir: Path, *, sampler: Mapping[str, Any] | None = None, **learner: Any
+) -> AtelierConfig:
+    """Two groups a batch, two updates, four denoising steps, sync. `sampler` replaces the step-wise one."""
     settings = {"groups_per_batch": 2, "updates_per_batch": 2, "micro_batch_pairs": 2, "max_batches": 4, **learner}
     return AtelierConfig.model_validate(
         {
@@ -31,7 +33,7 @@ def small_config(pipeline: Path, run_dir: Path, **learner: Any) -> AtelierConfig
             "model": {"pretrained": str(pipeline)},
             "noise": {"num_steps": 5, "guidance_scale": 2.0},
             "rollout": {
-                "sampler": {"num_candidates": 2, "threshold": 0.0},
+                "sampler": {"num_candidates": 2, "threshold": 0.0} if sampler is None else dict(sampler),
                 "workers": {"chunk_groups": 2},
             },
             "schedule": {"type": "sync"},

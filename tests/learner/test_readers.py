@@ -1,0 +1,192 @@
+"""What objectives read: shared noise, one evaluation for both terms, invariance to splits, direction of a step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from learner.noising import draw_noise
+from learner.readers import Setting, build_reader
+from rollout.decoder import load_decoder
+from rollout.policy import load_policy
+from tests.learner.inprocess import small_config
+from tests.learner.ranks import sampled_group
+from tests.tiny import make_final_group, make_trajectory_group, tiny_pipeline
+
+CPU = torch.device("cpu")
+SOURCES = {"spo": "stepwise", "d3po": "trajectory", "ddpo": "trajectory"}
+PAIRS = [(0, 0), (1, 0), (1, 1), (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return tiny_pipeline(tmp_path_factory.mktemp("readers") / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def policy(pipeline):
+    config = small_config(pipeline, pipeline.parent)
+    return load_policy(config.model, config.noise, "cpu", seed=0, network_only=True)
+
+
+@pytest.fixture(autouse=True)
+def untrained(policy):
+    state = {name: p.detach().clone() for name, p in policy.trainable_parameters()}
+    yield
+    with torch.no_grad():
+        for name, parameter in policy.trainable_parameters():
+            parameter.copy_(state[name])
+            parameter.grad = None
+
+
+def reader_of(policy, pipeline, objective, **learner):
+    sampler = {"type": SOURCES.get(objective["type"], "final_pairs")}
+    config = small_config(pipeline, pipeline.parent, objective=objective, sampler=sampler, **learner)
+    decoder = load_decoder(config.model, CPU) if objective.get("pixel") else None
+    return build_reader(Setting(policy, config.learner, seed=3, decoder=decoder))
+
+
+def final_groups(single=False):
+    return [make_final_group(n, pairs=2, single=single) for n in (5, 6)]
+
+
+def objective(name, **more):
+    mean = {"reduction": "mean"} if name in ("simpo", "sft") else {}
+    return {"type": name, **mean, **more}
+
+
+def test_noise_is_a_fixed_function_of_seed_step_ordinal_and_pair():
+    t, eps = draw_noise(3, 7, 11, 0, (4, 8, 8), 1000)
+    again = draw_noise(3, 7, 11, 0, (4, 8, 8), 1000)
+    assert t == again[0] and torch.equal(eps, again[1])
+    others = [draw_noise(*key, (4, 8, 8), 1000)[1] for key in ((4, 7, 11, 0), (3, 8, 11, 0), (3, 7, 12, 0))]
+    assert not any(torch.equal(eps, other) for other in others)
+    times = [draw_noise(0, 0, n, 0, (1, 1, 1), 1000)[0] for n in range(400)]
+    assert min(times) >= 0 and max(times) <= 999 and abs(sum(times) / 400 - 499.5) < 60
+
+
+def test_the_halves_of_a_pair_share_noise_and_timestep(policy, pipeline):
+    """A loser made equal to its winner has exactly the winner's error, and the pair costs ln 2."""
+    reader = reader_of(policy, pipeline, objective("simpo", beta=100.0))
+    batch = reader.collate(final_groups(), PAIRS, step=4)
+    twins = type(batch)(**{**vars(batch), "z": batch.z[:1].repeat(2, 1, 1, 1, 1)})
+    found = reader.evaluate(twins, policy.network)
+    torch.testing.assert_close(found.losses, torch.full((4,), math.log(2)), rtol=0, atol=1e-4)
+
+
+def test_global_generators_do_not_matter(policy, pipeline):
+    reader = reader_of(policy, pipeline, objective("sft"))
+    torch.manual_seed(1)
+    one = reader.collate(final_groups(), PAIRS, step=4)
+    torch.manual_seed(2)
+    assert torch.equal(one.noise, reader.collate(final_groups(), PAIRS, step=4).noise)
+    assert not torch.equal(one.noise, reader.collate(final_groups(), PAIRS, step=5).noise)
+
+
+@pytest.mark.parametrize("name", ["simpo", "dpo", "mapo", "sft"])
+def test_a_pair_s_loss_depends_on_neither_micro_batch_nor_rank(policy, pipeline, name):
+    """Rows of one batch, one by one, and with the groups dealt to two ranks."""
+    reader, groups = reader_of(policy, pipeline, objective(name)), final_groups()
+    with torch.no_grad():
+        whole = reader.evaluate(reader.collate(groups, PAIRS, step=2), policy.network).losses
+        for row, (place, pair) in enumerate(PAIRS):
+            alone = reader.collate(groups[place : place + 1], [(0, pair)], step=2)
+            torch.testing.assert_close(reader.evaluate(alone, policy.network).losses[0], whole[row], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["simpo", "sft", "dpo"])
+def test_latent_and_pixel_terms_share_one_network_evaluation(policy, pipeline, name, monkeypatch):
+    reader = reader_of(policy, pipeline, objective(name, pixel={"weight": 2.0}))
+    calls = []
+    predict = policy.predict
+    monkeypatch.setattr(
+        policy, "predict", lambda x, *a, **k: calls.append((len(x), k["guidance"])) or predict(x, *a, **k)
+    )
+    found = reader.evaluate(reader.collate(final_groups(), PAIRS[:2], step=0), policy.network)
+    halves = 1 if name == "sft" else 2
+    assert calls == [(2 * halves, 1.0)] * (2 if name == "dpo" else 1), "dpo's second is the reference"
+    expected = found.metrics["loss/latent"] + 2.0 * found.metrics["loss/pixel"]
+    torch.testing.assert_close(found.losses.detach(), expected)
+
+
+CASES = {
+    "sft": (objective("sft"), "error/win"),
+    "simpo": (objective("simpo"), "margin"),
+    "dpo": (objective("dpo"), "margin"),
+    "mapo": (objective("mapo"), "error/win"),
+    "pixel-sft only": (objective("sft", pixel={"latent_weight": 0.0}), "pixel/error/win"),
+    "pixel-simpo": (objective("simpo", pixel={"weight": 8.0}), "margin"),
+    "pixel-simpo only": (objective("simpo", pixel={"latent_weight": 0.0}), "pixel/margin"),
+    "pixel-dpo at x0": (objective("dpo", pixel={"decode": "x0", "latent_weight": 0.0}), "pixel/margin"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_lowers_the_winner_s_error(policy, pipeline, case):
+    """Against the loser's for losses on pairs. The same noise before and after."""
+    chosen, watched = CASES[case]
+    reader = reader_of(policy, pipeline, chosen)
+    batch = reader.collate(final_groups(), PAIRS[:2], step=0)
+
+    def value(found):
+        if not watched.endswith("margin"):
+            return float(found.metrics[watched].sum())
+        prefix = watched.removesuffix("margin")
+        return float((found.metrics[f"{prefix}error/win"] - found.metrics[f"{prefix}error/lose"]).sum())
+
+    found = reader.evaluate(batch, policy.network)
+    before = value(found)
+    found.losses.mean().backward()
+    parameters = [p for _, p in policy.trainable_parameters() if p.grad is not None]
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter -= 0.02 * parameter.grad / norm
+        assert value(reader.evaluate(batch, policy.network)) < before
+
+
+@pytest.mark.parametrize("decode", ["present", "x0"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_step_wise_pair_takes_the_pixel_term(policy, pipeline, decode, shared):
+    """Both terms start at ln 2 under the untrained policy, and have a gradient."""
+    reader = reader_of(policy, pipeline, {"type": "spo", "pixel": {"weight": 0.5, "decode": decode}})
+    groups = [sampled_group(policy, n, 3, shared=shared) for n in (0, 1)]
+    found = reader.evaluate(reader.collate(groups, [(0, 0), (1, 1), (1, 2)], step=0), policy.network)
+    torch.testing.assert_close(found.metrics["loss/pixel"], torch.full((3,), math.log(2)), rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.losses.detach(), torch.full((3,), 1.5 * math.log(2)), rtol=0, atol=2e-3)
+    found.losses.sum().backward()
+    assert sum(float(p.grad.abs().sum()) for _, p in policy.trainable_parameters() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize("name", ["simpo", "dpo", "sft", "mapo", "ddpo", "spo"])
+def test_a_rank_without_pairs_runs_one_finite_row_of_no_weight(policy, pipeline, name):
+    reader = reader_of(policy, pipeline, objective(name))
+    groups = {"ddpo": [make_trajectory_group(0)], "spo": [sampled_group(policy, 0, 2)]}.get(name, final_groups())
+    batch = reader.collate(groups, [], step=0)
+    found = reader.evaluate(batch, policy.network)
+    assert batch.weight.tolist() == [0] and batch.sources == ("padding",)
+    assert bool(torch.isfinite(found.losses).all())
+
+
+def test_groups_of_another_kind_are_refused_by_name(policy, pipeline):
+    with pytest.raises(ValueError, match=r"group 5 of worker-0 is a FinalGroup; .* = ddpo reads TrajectoryGroup"):
+        reader_of(policy, pipeline, objective("ddpo")).collate(final_groups(), PAIRS, step=0)
+    with pytest.raises(ValueError, match=r"group 5 of worker-0 holds single pictures; .* = simpo compares two"):
+        reader_of(policy, pipeline, objective("simpo")).collate(final_groups(single=True), PAIRS, step=0)
+
+
+def test_single_pictures_are_read_by_sft(policy, pipeline):
+    reader = reader_of(policy, pipeline, objective("sft"))
+    batch = reader.collate(final_groups(single=True), PAIRS, step=0)
+    assert batch.z.shape == (1, 4, 4, 8, 8)
+    assert reader.evaluate(batch, policy.network).losses.shape == (4,)
+
+
+def test_a_pixel_term_without_a_decoder_is_refused(policy, pipeline):
+    config = small_config(
+        pipeline, pipeline.parent, objective=objective("sft", pixel={}), sampler={"type": "final_pairs"}
+    )
+    with pytest.raises(ValueError, match="the learner has no decoder"):
+        build_reader(Setting(policy, config.learner, seed=0))
