@@ -45,6 +45,10 @@ class ModelSection(Section):
     """Height and width of the pictures in pixels. Unset: the size the model was trained at."""
     lora: LoraSection = LoraSection()
     """The adapter."""
+    init_lora: str | None = None
+    """Start from this exported LoRA: a .safetensors file, its folder, or the directory of a finished run."""
+    init_lora_mode: Literal["adapter", "merged"] = "adapter"
+    """`adapter`: the adapter starts there, the reference stays the base. `merged`: it becomes part of the base."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -173,6 +173,8 @@ def identity(config: AtelierConfig) -> dict[str, Any]:
     return {
         "model.family": config.model.family,
         "model.pretrained": config.model.pretrained,
+        "model.init_lora": config.model.init_lora,
+        "model.init_lora_mode": config.model.init_lora_mode,
         "model.lora.rank": config.model.lora.rank,
         "model.lora.alpha": config.model.lora.scale_numerator,
         "model.lora.target_modules": list(config.model.lora.target_modules),

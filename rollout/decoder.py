@@ -9,6 +9,7 @@ Shapes: M rows, C H W latent, h w pixels.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +48,13 @@ def _recompute(function: Any, *inputs: Any) -> Any:
 
 
 def load_decoder(model: ModelSection, device: torch.device) -> PixelDecoder:
-    """The decoder of `model`'s pipeline in float32, without its encoder."""
-    vae = AutoencoderKL.from_pretrained(pipeline_path(model.pretrained), subfolder="vae", dtype=torch.float32)
+    """The decoder of `model` (`model.vae` where that is given) in float32, without its encoder."""
+    path, dtype = pipeline_path(model.pretrained), torch.float32
+    if model.vae is not None:
+        vae = AutoencoderKL.from_pretrained(model.vae, dtype=dtype)
+    elif Path(path).is_file():
+        vae = AutoencoderKL.from_single_file(path, config=model.config, subfolder="vae", torch_dtype=dtype)
+    else:
+        vae = AutoencoderKL.from_pretrained(path, subfolder="vae", dtype=dtype)
     vae.encoder = None
     return PixelDecoder(vae.to(device))

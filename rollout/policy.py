@@ -21,6 +21,7 @@ from rollout.adapter import adapter_checksum
 from rollout.assets import pipeline_path
 from rollout.conditioning import Conditioning
 from rollout.families import FAMILIES, Family
+from rollout.init_lora import start_from_lora
 from rollout.transition import NoiseSchedule
 
 ADAPTER_NAME = "default"
@@ -120,7 +121,7 @@ class DiffusionPolicy:
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The adapter's parameters with stable names (`...to_q.lora_A.weight`), sorted by name."""
-        named = ((name, p) for name, p in self.network.named_parameters() if ".lora_" in name)
+        named = _adapter_of(self.network)
         return sorted((name.replace(f".{ADAPTER_NAME}.", "."), p) for name, p in named)
 
     def adapter_state(self) -> dict[str, Tensor]:
@@ -184,6 +185,10 @@ def assemble_policy(
     schedule = family.schedule(noise, shape)
     family.to(device)
     _add_adapter(family.network, model.lora, seed)
+    if model.init_lora is not None:
+        adapter = {name.replace(f".{ADAPTER_NAME}.", "."): p for name, p in _adapter_of(family.network)}
+        scale, merged = model.lora.scale_numerator / model.lora.rank, model.init_lora_mode == "merged"
+        start_from_lora(family.network, adapter, model.init_lora, merged=merged, scale=scale)
     if model.gradient_checkpointing:
         family.network.enable_gradient_checkpointing()
     return DiffusionPolicy(family, schedule.to(device), noise, shape)
@@ -196,14 +201,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
+def _adapter_of(network: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in network.named_parameters() if ".lora_" in name]
+
+
 def _add_adapter(network: Any, lora: LoraSection, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         device = next(network.parameters()).device
         inject_lora(network.to("cpu"), lora)
         network.to(device)
-    adapter = [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
-    for parameter in adapter:
+    for _, parameter in _adapter_of(network):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
 

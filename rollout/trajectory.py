@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class TrajectorySampler:
         """One group for each prompt; each depends on its own prompt and seed and on the policy alone."""
         conditioning = self._policy.encode([item.prompt for item in items])
         walks = self._walk(items, conditioning)
-        stamp = {"policy_step": policy_step, "adapter_sha256": adapter_sha256, "worker": worker}
+        stamp: dict[str, Any] = {"policy_step": policy_step, "adapter_sha256": adapter_sha256, "worker": worker}
         numbered = list(enumerate(zip(items, walks, strict=True)))
         if self._as_pairs:
             return [self._pair(item, walk, conditioning, row, **stamp) for row, (item, walk) in numbered]
@@ -141,7 +142,7 @@ class TrajectorySampler:
         win, lose = int(walk.rewards.argmax()), int(walk.rewards.argmin())
         steps = slice(0, len(self._policy.schedule.timesteps) if walk.rewards[win] > walk.rewards[lose] else 0)
         timestep = self._policy.schedule.timesteps[steps]
-        x_win, x_lose = walk.x[win, :-1][steps], walk.x[lose, :-1][steps]
+        x_win, x_lose = walk.x[win, :-1][steps].clone(), walk.x[lose, :-1][steps].clone()  # overlap what follows them
         one = conditioning.rows(slice(row, row + 1))
         return PreferenceGroup(
             ordinal=item.ordinal,

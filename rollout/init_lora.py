@@ -1,0 +1,102 @@
+"""Starting from the LoRA that another run exported: `sft -> spo`, `spo -> pixel-simpo` as consecutive runs.
+
+    adapter   the adapter starts with the LoRA's weights: the reference stays the original base, and what this run
+              exports is the whole change
+    merged    the LoRA is added to the base, the adapter starts at nothing: the reference is where the last run ended,
+              and what this run exports comes on top of that LoRA
+
+An exported LoRA carries alpha / rank inside B (learner/export.py). Shapes: a layer's A is [r, in] or [r, in, k, k], its
+B [out, r] or [out, r, 1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+_PREFIXES = ("unet.", "transformer.")
+
+
+def start_from_lora(
+    network: Any, adapter: Mapping[str, nn.Parameter], path: str, *, merged: bool, scale: float
+) -> None:
+    """Put the LoRA at `path` into `adapter` (name -> parameter), or, `merged`, into the base layers of `network`.
+
+    `path` is a .safetensors file, a folder with one, or a run directory; `scale` is this adapter's alpha / rank.
+    Raises ValueError for a file that is missing, damaged, or made for other layers (or, unmerged, another rank).
+    """
+    state = read_lora(path)
+    if merged:
+        _merge(network, state, path)
+        return
+    if differing := sorted(adapter.keys() ^ state.keys()):
+        raise ValueError(
+            f"model.init_lora = {path}: {len(differing)} tensors differ from this adapter's, first {differing[:3]}. "
+            f"Set model.lora.target_modules as in the run that exported it, or model.init_lora_mode to merged"
+        )
+    for name, parameter in adapter.items():
+        if state[name].shape != parameter.shape:
+            raise ValueError(
+                f"model.init_lora = {path}: {name} has shape {tuple(state[name].shape)}, this adapter needs "
+                f"{tuple(parameter.shape)}. Set model.lora.rank as in the run that exported it, or "
+                f"model.init_lora_mode to merged"
+            )
+    with torch.no_grad():
+        for name, parameter in adapter.items():
+            parameter.copy_(state[name] / scale if ".lora_B." in name else state[name])
+
+
+def read_lora(path: str) -> dict[str, Tensor]:
+    """float32 tensors of an exported diffusers LoRA, by the adapter's own names (`<layer>.lora_A.weight`)."""
+    file = _file(Path(path).expanduser())
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"model.init_lora = {path}: {file} cannot be read as safetensors: {error}") from error
+    state = {}
+    for name, tensor in tensors.items():
+        prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
+        if prefix is None or not name.endswith((".lora_A.weight", ".lora_B.weight")):
+            raise ValueError(f"model.init_lora = {path}: {name} is not a tensor of a LoRA in diffusers' format")
+        state[name.removeprefix(prefix)] = tensor.float()
+    if bad := sorted(name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())):
+        raise ValueError(f"model.init_lora = {path}: {bad[0]} has non-finite values; export an earlier checkpoint")
+    return state
+
+
+def _file(path: Path) -> Path:
+    places = [path, path / FILE_NAME, path / "lora" / FILE_NAME]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"model.init_lora = {path}: no LoRA there. Name {FILE_NAME}, its folder, or the directory of a run that "
+            f"has finished"
+        )
+    return found
+
+
+def _merge(network: Any, state: Mapping[str, Tensor], path: str) -> None:
+    """W + B A into every layer that the LoRA names, computed in float32."""
+    modules = dict(network.named_modules())
+    for name in sorted(name for name in state if ".lora_A." in name):
+        layer = name.removesuffix(".lora_A.weight")
+        module = modules.get(layer)
+        base = getattr(module, "base_layer", module)
+        if base is None or f"{layer}.lora_B.weight" not in state:
+            raise ValueError(f"model.init_lora = {path}: this model has no layer {layer}, or its lora_B is missing")
+        down, up = state[name], state[f"{layer}.lora_B.weight"]
+        change = (up.flatten(1) @ down.flatten(1)).reshape(up.shape[0], *down.shape[1:])
+        if change.shape != base.weight.shape:
+            raise ValueError(
+                f"model.init_lora = {path}: {layer} has shape {tuple(change.shape)} there and "
+                f"{tuple(base.weight.shape)} in this model"
+            )
+        with torch.no_grad():
+            base.weight.copy_(base.weight.float() + change.to(base.weight.device))
