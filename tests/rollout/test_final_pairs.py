@@ -40,7 +40,7 @@ def scorers(count):
 
 
 def test_the_mixture_standardises_each_scorer_by_hand():
-    """1, 2, 3 -> -1.2247, 0, 1.2247; 30, 10, 20 -> 1.2247, -1.2247, 0, twice as heavy; together 1.2247, -2.4495, 1.2247."""
+    """1, 2, 3 -> -1.2247, 0, 1.2247; 30, 10, 20 -> 1.2247, -1.2247, 0, and that twice as heavy."""
     appeal = Ranking(scorers(2)).appeal(torch.tensor([[1.0, 2.0, 3.0], [30.0, 10.0, 20.0]]))
     assert appeal.tolist() == [pytest.approx(v, abs=1e-4) for v in (1.2247, -2.4495, 1.2247)]
 
