@@ -41,7 +41,7 @@ def _miniature_only_knows_its_world(config: AtelierConfig) -> Iterator[str]:
         return
     for path, value in (
         ("prompts.source", config.prompts.source),
-        ("rollout.scorer.clip", config.rollout.scorer.clip),
+        ("rollout.scorer.clip", getattr(config.rollout.scorer, "clip", None)),
         ("evaluation.prompts", config.evaluation.prompts),
     ):
         if value == MINIATURE:

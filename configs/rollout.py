@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from configs.base import Section
 from configs.objectives import with_default_type
+from configs.scorers import ScorerSection, StepAwareScorer
 
 
 class ResourcesSection(Section):
@@ -50,20 +51,10 @@ class StepwiseSampler(Section):
     """Which candidate the next step starts from; `win` and `lose` are the paper's ablations."""
 
 
-class StepAwareScorer(Section):
-    """The step-aware preference model."""
-
-    type: Literal["step_aware"] = "step_aware"
-    clip: str = "miniature"
-    """Directory or hub id of the CLIP model; `miniature` is the one in this repository."""
-    checkpoint: str | None = None
-    """Step-aware weights (.safetensors or .bin). Unset: the start, equal to the plain preference model."""
-
-
 class WeightedScorer(Section):
     """One more scorer in a mixture."""
 
-    scorer: StepAwareScorer = StepAwareScorer()
+    scorer: ScorerSection = StepAwareScorer()
     """The scorer."""
     weight: float = Field(1.0, gt=0)
     """Its weight; `rollout.scorer` has weight 1."""
@@ -77,7 +68,7 @@ class FinalPairsSampler(Section):
     """Pictures a prompt (pixel paper: 5)."""
     mixture: list[WeightedScorer] = []
     """More scorers. Each one's scores are standardised over the prompt's pictures, then added by weight."""
-    flaws: StepAwareScorer | None = None
+    flaws: ScorerSection | None = None
     """A scorer of flaws (higher: fewer). Where it and the mixture disagree, fewest flaws win (pixel paper)."""
     flaw_tolerance: float = Field(0.0, ge=0)
     """Pictures whose flaw scores differ by no more than this count as equally flawed."""
@@ -146,7 +137,7 @@ class RolloutSection(Section):
 
     sampler: Sampler = StepwiseSampler()
     """How prompts become training groups: step by step, as finished pairs, or as whole trajectories."""
-    scorer: StepAwareScorer = StepAwareScorer()
+    scorer: ScorerSection = StepAwareScorer()
     """What scores the candidates: the reward in use."""
     workers: WorkersSection = WorkersSection()
     """The workers."""

@@ -91,8 +91,11 @@ def unit(features: Tensor) -> Tensor:
     return features / features.norm(dim=-1, keepdim=True)
 
 
-def _load_clip(clip_dir: Path | str) -> CLIPModel:
-    """HF fills what a checkpoint lacks with random numbers and a warning; here that is an error."""
+def load_clip(clip_dir: Path | str) -> CLIPModel:
+    """A CLIP in HF's format. HF fills what a checkpoint lacks with random numbers and a warning; here that is an error.
+
+    Raises ValueError where weights are truncated or missing, OSError where there are none.
+    """
     try:
         loaded: Any = CLIPModel.from_pretrained(clip_dir, output_loading_info=True)
     except SafetensorError as error:
@@ -138,7 +141,7 @@ class StepAwarePreferenceModel(nn.Module):
             model = cls(CLIPModel(CLIPConfig.from_pretrained(clip_dir)))
             load_strict(model, read_weights(checkpoint), f"checkpoint {checkpoint}")
             return model.float().eval()
-        return cls(_load_clip(clip_dir).float()).eval()
+        return cls(load_clip(clip_dir).float()).eval()
 
     def image_features(self, pixels: Tensor, timesteps: Tensor) -> Tensor:
         """Features [B, P], not normalised, of preprocessed pixels [B, 3, S, S] at timesteps [B]."""

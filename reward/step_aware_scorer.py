@@ -8,7 +8,6 @@ Shapes: B batch, L tokens, P width of the shared space.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 from reward.base import Reads, check_inputs
 from reward.preprocess import clip_pixels
 from reward.step_aware import StepAwarePreferenceModel
+from reward.weights_file import weights_version
 
 _REMEMBERED_PROMPTS = 4096
 
@@ -32,7 +32,12 @@ def load_tokenizer(clip_dir: Path | str, model: StepAwarePreferenceModel) -> Pre
         ValueError: its vocabulary is larger than the model's, or it ends prompts with a token that the model does not
             pool at.
     """
-    config: Any = model.model.config.text_config
+    return fitting_tokenizer(clip_dir, model.model.config.text_config)
+
+
+def fitting_tokenizer(clip_dir: Path | str, text_config: Any) -> PreTrainedTokenizerBase:
+    """`load_tokenizer` for the text tower that HF's `text_config` describes."""
+    config = text_config
     tokenizer = CLIPTokenizer.from_pretrained(clip_dir)
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
@@ -78,7 +83,7 @@ class StepAwareScorer:
         The name holds the CLIP's name, 8 hex digits of the checkpoint's SHA-256 (or `start`) and the image size.
         """
         model = StepAwarePreferenceModel.from_pretrained(clip_dir, checkpoint)
-        version = "start" if checkpoint is None else _sha256(Path(checkpoint))[:8]
+        version = "start" if checkpoint is None else weights_version(checkpoint)
         name = f"step_aware-{Path(clip_dir).name}-{version}-{model.image_size}px"
         return cls(model, load_tokenizer(clip_dir, model), name)
 
@@ -110,11 +115,3 @@ class StepAwareScorer:
         if len(self._text) > _REMEMBERED_PROMPTS:
             self._text.popitem(last=False)
         return self._text[prompt]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

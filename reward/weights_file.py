@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -18,6 +19,8 @@ _LISTED = 20
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Name → tensor, on the CPU, from a `.safetensors` file or a weights-only `.bin`, `.pt` or `.pth`.
 
+    Training checkpoints that keep the weights under `state_dict` (open_clip's, HPS's) are read from there.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: another ending, a truncated or foreign file, or one that holds more than named tensors.
@@ -33,6 +36,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} cannot be read (truncated, or not a weights file): {error}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} is not a flat mapping from names to tensors")
     return state
@@ -65,6 +70,16 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
         listed = "; ".join(f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults if names)
         raise ValueError(f"{source} does not fit {type(module).__name__}: {listed}")
     module.load_state_dict({name: state[name] for name in wanted})
+
+
+def weights_version(*paths: Path | str) -> str:
+    """8 hex digits of the SHA-256 of the files, one after another: what a metric's name says of a checkpoint."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:8]
 
 
 def write_weights(module: nn.Module, path: Path | str) -> None:

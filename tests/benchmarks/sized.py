@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from configs.model import ModelSection, NoiseSection
-from configs.rollout import StepAwareScorer as ScorerSettings
+from configs.scorers import StepAwareScorer as ScorerSettings
 from reward import Scorer, build_scorer
 from rollout.families import StableDiffusionFamily
 from rollout.policy import DiffusionPolicy, assemble_policy, load_policy, resolve_dtype

@@ -15,8 +15,9 @@ from transformers import CLIPConfig, CLIPModel
 from configs import AtelierConfig
 from configs.learner import EvaluationSection
 from configs.model import LoraSection, ModelSection, NoiseSection
-from configs.rollout import RolloutSection, StepAwareScorer
+from configs.rollout import RolloutSection
 from configs.schema import RunSection
+from configs.scorers import StepAwareScorer
 from rollout.adapter import adapter_checksum, serialise_adapter
 from rollout.evaluator import (
     Evaluator,

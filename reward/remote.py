@@ -1,0 +1,100 @@
+"""A scorer in another process or on another machine, over HTTP. `reward.wire` says what is sent; no proxy is used.
+
+Timeouts, refused connections and server errors are tried again, with pauses that double; an answer that is wrong (not
+JSON, of the wrong length, NaN, a 4xx status) is not. Either way a failure raises: the group stops, nothing is scored 0.
+Pictures travel at 8 bits, which the name says.
+
+Known taste: the remote scorer's, whose name is part of this one's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from reward.base import Reads, check_inputs
+from reward.wire import MAX_ANSWER_BYTES, decode_description, decode_scores, encode_request
+
+T = TypeVar("T")
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class RemoteScorer:
+    """`Scorer`; asks the server for its name first, so that one which is down is noticed before sampling starts."""
+
+    reads: Reads = "pixels"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_sec: float = 60.0,
+        retries: int = 3,
+        backoff_sec: float = 0.5,
+        batch_size: int = 16,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Raises ConnectionError where no answer comes, ValueError for one that makes no sense; both name the URL."""
+        self._url, self._timeout_sec, self._batch_size = url.rstrip("/"), timeout_sec, batch_size
+        self._pauses_sec = [backoff_sec * 2**attempt for attempt in range(retries)]
+        self._pause = pause
+        self._device = torch.device("cpu")
+        self.name = f"remote-{self._understood('/', None, decode_description)}-png8"
+
+    def to(self, device: torch.device | str) -> RemoteScorer:
+        """Where scores are put; returns itself."""
+        self._device = torch.device(device)
+        return self
+
+    def score(self, images: Tensor, prompts: Sequence[str], timesteps: Tensor) -> Tensor:
+        """float32 [B]. Raises ConnectionError after the last attempt, ValueError for a bad request or a bad answer."""
+        check_inputs(images, prompts, timesteps)
+        scores: list[float] = []
+        for start in range(0, len(prompts), self._batch_size):
+            part = slice(start, start + self._batch_size)
+            body = encode_request(images[part], prompts[part], timesteps[part])
+            count = len(prompts[part])
+            scores += self._understood("/score", body, lambda answer, count=count: decode_scores(answer, count))
+        return torch.tensor(scores, dtype=torch.float32, device=self._device)
+
+    def _understood(self, path: str, body: bytes | None, decode: Callable[[bytes], T]) -> T:
+        answer = self._ask(path, body)
+        try:
+            return decode(answer)
+        except ValueError as error:
+            raise ValueError(f"remote scorer {self._url}{path}: the answer makes no sense: {error}") from error
+
+    def _ask(self, path: str, body: bytes | None) -> bytes:
+        failures: list[str] = []
+        for pause_sec in [*self._pauses_sec, None]:
+            try:
+                return self._once(path, body)
+            except urllib.error.HTTPError as error:
+                reason = f"status {error.code}: {error.read(500).decode(errors='replace').strip()}"
+                if error.code < 500:
+                    raise ValueError(f"remote scorer {self._url}{path} refused the request, {reason}") from error
+                failures.append(reason)
+            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+                failures.append(str(getattr(error, "reason", error)) or type(error).__name__)
+            if pause_sec is not None:
+                self._pause(pause_sec)
+        raise ConnectionError(
+            f"remote scorer {self._url}{path} failed {len(failures)} times (timeout {self._timeout_sec:g} s), "
+            f"last: {failures[-1]}. Is `python -m reward.serve` running there?"
+        )
+
+    def _once(self, path: str, body: bytes | None) -> bytes:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        request = urllib.request.Request(self._url + path, data=body, headers=headers)
+        with _DIRECT.open(request, timeout=self._timeout_sec) as answer:
+            data: bytes = answer.read(MAX_ANSWER_BYTES + 1)
+        if len(data) > MAX_ANSWER_BYTES:
+            raise ValueError(f"remote scorer {self._url}{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        return data
