@@ -8,10 +8,11 @@ Shapes: B batch, P width of a shared space.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from reward.base import Reads, check_inputs
 from reward.step_aware import unit
 
 _REMEMBERED_PROMPTS = 4096
-Self = TypeVar("Self", bound="FrozenScorer")
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(matmul)
 
 
-class FrozenScorer:
+class FrozenScorer(ABC):
     """`reward.base.Scorer` over a frozen float32 module that reads clean pictures: timesteps are checked, not used.
 
     Subclasses give `_scores`.
@@ -51,7 +51,7 @@ class FrozenScorer:
         self._module = module.float().eval().requires_grad_(False)
         self._device = torch.device("cpu")
 
-    def to(self: Self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> FrozenScorer:
         """Move to a device, in place; returns itself."""
         self._device = torch.device(device)
         self._module.to(self._device)
@@ -69,7 +69,9 @@ class FrozenScorer:
             scores = self._scores(images.to(self._device), prompts).float()
         return check_scores(scores, prompts, self.name)
 
-    def _scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor: ...
+    @abstractmethod
+    def _scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B] of images on the scorer's device."""
 
 
 def check_scores(scores: Tensor, prompts: Sequence[str], name: str) -> Tensor:
@@ -109,9 +111,11 @@ class ContrastiveScorer(FrozenScorer):
         self._scale = scale
         self._text: OrderedDict[str, Tensor] = OrderedDict()
 
-    def to(self: Self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> ContrastiveScorer:
+        """Move to a device, in place; returns itself."""
         self._text.clear()
-        return super().to(device)
+        super().to(device)
+        return self
 
     def _scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         text = torch.stack([self._read(prompt, row) for row, prompt in enumerate(prompts)])

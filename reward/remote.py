@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -61,7 +62,7 @@ class RemoteScorer:
             part = slice(start, start + self._batch_size)
             body = encode_request(images[part], prompts[part], timesteps[part])
             count = len(prompts[part])
-            scores += self._understood("/score", body, lambda answer, count=count: decode_scores(answer, count))
+            scores += self._understood("/score", body, partial(decode_scores, count=count))
         return torch.tensor(scores, dtype=torch.float32, device=self._device)
 
     def _understood(self, path: str, body: bytes | None, decode: Callable[[bytes], T]) -> T:
