@@ -258,6 +258,15 @@ def _grid_has_its_prompts(config: AtelierConfig) -> Iterator[str]:
         )
 
 
+def _best_is_evaluated(config: AtelierConfig) -> Iterator[str]:
+    best, every = config.checkpoint.best, config.evaluation.every_batches
+    if best is not None and every is None:
+        yield (
+            f"checkpoint.best.metric = {best.metric} needs evaluations while the run trains, and "
+            f"evaluation.every_batches is unset. Set every_batches, or take checkpoint.best out."
+        )
+
+
 def _judge_knows_the_model(config: AtelierConfig) -> Iterator[str]:
     if "judge" in config.evaluation.measures and config.model.pretrained != MINIATURE:
         yield (
@@ -282,5 +291,6 @@ CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
     _offload_has_something_to_move,
     _one_gpu_an_actor,
     _grid_has_its_prompts,
+    _best_is_evaluated,
     _judge_knows_the_model,
 )

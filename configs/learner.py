@@ -100,6 +100,15 @@ class AsyncSchedule(Section):
 Schedule = Annotated[SyncSchedule | AsyncSchedule, Field(discriminator="type")]
 
 
+class BestSection(Section):
+    """Which evaluated adapter is kept in run.dir/best, whatever `checkpoint.keep` removes."""
+
+    metric: str = "reward"
+    """A metric of the evaluation, without `eval/`: `reward`, or one that a measure gives."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less of it is better."""
+
+
 class CheckpointSection(Section):
     """Checkpoints of the learner, the queue, the cursor and the telemetry together."""
 
@@ -109,6 +118,8 @@ class CheckpointSection(Section):
     """Committed checkpoints kept."""
     max_failures: int = Field(3, ge=0)
     """Restarts of the learner group after a lost rank before the run fails."""
+    best: BestSection | None = None
+    """Keep the best adapter by an evaluation metric apart. Unset: none is kept apart."""
 
 
 class EvaluationSection(Section):

@@ -6,7 +6,7 @@
         queue.safetensors           groups that wait, books, prompt cursor
         COMMITTED.json              written last, by rename, after a barrier: counters, identity, checksums of all files
 
-A directory without COMMITTED.json is what a crash left behind: never loaded, removed by the next save of that batch.
+A directory without COMMITTED.json is what a crash left behind: never loaded, removed by the next save.
 Shards are DeepSpeed's own pickles, so a checkpoint is to be trusted like code: load none from strangers.
 """
 
@@ -15,17 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from configs.schema import AtelierConfig
+from learner.generators import load_generators, save_generators
 from rollout.policy import DiffusionPolicy
 from rollout.weights import write_atomically
 
@@ -86,18 +85,16 @@ def save_checkpoint(
     rank: int,
     queue_state: bytes | None,
 ) -> Path:
-    """Write and commit a checkpoint, then remove those beyond `checkpoint.keep`. Collective; rank 0 has `queue_state`.
+    """Write and commit a checkpoint, then remove all others beyond `checkpoint.keep`. Collective.
 
-    Raises OSError when it cannot be written; what was committed before stays.
+    Rank 0 has `queue_state`. Raises CheckpointError on every rank when there is no place for it; what was committed
+    before stays.
     """
     path = checkpoint_path(run_dir, counters.batch)
-    if rank == 0:
-        _remove(path)
-        path.mkdir(parents=True)
-        _write(path / _QUEUE, queue_state or b"")
-    torch.distributed.barrier()
+    _all_or_none(path, lambda: _begin(path, queue_state or b"") if rank == 0 else None)
+    _all_or_none(path, lambda: _reserve(path / f"reserve-{rank}", _shard_bytes(policy)))
     engine.save_checkpoint(str(path / _ENGINE), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
-    _save_rng(path / f"rng-rank{rank}.safetensors", policy.device)
+    save_generators(path / f"rng-rank{rank}.safetensors", policy.device)
     torch.distributed.barrier()
     if rank == 0:
         manifest = {
@@ -109,10 +106,51 @@ def save_checkpoint(
         }
         write_atomically(path / MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync_directory(path.parent)
-        for old in list_committed(run_dir)[: -config.checkpoint.keep]:
-            _remove(old)
+        kept = list_committed(run_dir)[-config.checkpoint.keep :]
+        for other in sorted(path.parent.glob("batch-*")):
+            if other not in kept:  # an old one, or what a crash left
+                _remove(other)
     torch.distributed.barrier()
     return path
+
+
+def _begin(path: Path, queue_state: bytes) -> None:
+    _remove(path)
+    path.mkdir(parents=True)
+    _write(path / _QUEUE, queue_state)
+
+
+def _all_or_none(path: Path, write: Callable[[], None]) -> None:
+    """Write on every rank. Raises CheckpointError on all when one cannot: the others would wait in a collective."""
+    problem: str | None = None
+    try:
+        write()
+    except OSError as error:
+        problem = f"{error.filename or path}: {error.strerror}"
+    problems: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(problems, problem)
+    if found := next((text for text in problems if text is not None), None):
+        raise CheckpointError(
+            f"{path}: this checkpoint cannot be written ({found}); the committed ones before it stay. Make room, then "
+            f"go on with --resume auto"
+        )
+
+
+def _shard_bytes(policy: DiffusionPolicy) -> int:
+    """The most that a rank writes: weights, their float32 copy, two moments; the engine partitions some of it."""
+    return 16 * sum(getattr(p, "ds_numel", p.numel()) for _, p in policy.trainable_parameters())
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raises OSError when so many bytes do not fit. DeepSpeed would find out between two of its collectives."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, {size} bytes wanted", str(path)) from error
+    finally:
+        os.close(descriptor)
+        path.unlink()
 
 
 def load_checkpoint(
@@ -138,7 +176,7 @@ def load_checkpoint(
     )
     if loaded is None:
         raise CheckpointError(f"{path}: DeepSpeed could not load its shards")
-    _load_rng(path / f"rng-rank{rank}.safetensors", policy.device)
+    load_generators(path / f"rng-rank{rank}.safetensors", policy.device)
     return counters, (path / _QUEUE).read_bytes() if rank == 0 else None
 
 
@@ -194,40 +232,6 @@ def identity(config: AtelierConfig) -> dict[str, Any]:
 def adapter_shapes(policy: DiffusionPolicy) -> dict[str, list[int]]:
     """Name and shape of every trainable tensor, whole shapes under ZeRO-3 too."""
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in policy.trainable_parameters()}
-
-
-def _save_rng(path: Path, device: torch.device) -> None:
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=False)
-    tensors = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor(words, dtype=torch.int64),
-        "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-    }
-    if device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(device)
-    plain = {
-        "python": [version, gauss],
-        "numpy": [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
-    }
-    save_file(tensors, path, metadata={"plain": json.dumps(plain)})
-    _sync(path)
-
-
-def _load_rng(path: Path, device: torch.device) -> None:
-    from safetensors import safe_open
-
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        plain = json.loads(file.metadata()["plain"])
-    torch.set_rng_state(tensors["torch"])
-    version, gauss = plain["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    position, has_gauss, numpy_gauss = plain["numpy"]
-    words = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, position, has_gauss, numpy_gauss))
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
 def _files(path: Path) -> list[Path]:

@@ -20,11 +20,14 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.learner import LearnerSection
 from configs.schema import AtelierConfig
+from learner.best import keep_if_best
 from learner.checkpoint import CheckpointError, list_committed
 from learner.loop import train
+from learner.signals import Interrupted
 from learner.telemetry import create_telemetry
 from rollout.actors import NAMESPACE, compute_options
 from rollout.contact_sheet import grid
@@ -57,15 +60,31 @@ def connect(address: str | None) -> None:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.WARNING}
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # `python -m rollout.scale` finds the token where Ray keeps it
-        ray._raylet.Config.initialize("")  # Ray read the variable when it was imported
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+        _start_local(common)
         return
     try:
         _reach(address)
         ray.init(address=address, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConnectionError(f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _start_local(common: Mapping[str, Any]) -> None:
+    """A cluster of this machine's own; tried twice, since a busy machine may miss the 30 seconds that Ray gives it."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # `python -m rollout.scale` finds the token where Ray keeps it
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets a run starve beside whatever else runs here
+    ray._raylet.Config.initialize("")  # Ray read the variables when it was imported
+    for attempts_left in (1, 0):
+        try:
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            return
+        except Interrupted:
+            raise
+        except Exception as error:  # a plain Exception is what Ray raises for a start that took too long
+            ray.shutdown()
+            if attempts_left == 0:
+                reason = " ".join(str(error).split())
+                raise ConnectionError(f"a local Ray cluster cannot be started: {reason}") from error
 
 
 def resources(address: str | None) -> dict[str, float]:
@@ -183,7 +202,7 @@ def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.learner.resources.cpus)))
     device = get_device() if config.learner.resources.gpus else torch.device("cpu")
     committed = list_committed(config.run.path)  # newer than what the driver chose, after a restart
-    evaluations = EvaluationRequests(given["evaluator"], given["telemetry"], config.evaluation.grid_size)
+    evaluations = EvaluationRequests(given["evaluator"], given["telemetry"], config)
     try:
         result = train(
             context.get_world_rank(),
@@ -219,20 +238,31 @@ class TelemetryClient:
 class EvaluationRequests:
     """`learner.loop.EvaluationHook`: the evaluator works through requests while training goes on."""
 
-    def __init__(self, evaluator: Any, telemetry: Any, grid_size: int) -> None:
+    def __init__(self, evaluator: Any, telemetry: Any, config: AtelierConfig) -> None:
         self._evaluator = evaluator
         self._telemetry = telemetry
-        self._grid_size = grid_size
-        self._pending: list[Any] = []
+        self._config = config
+        self._latest: Any = None
 
     def __call__(self, version: AdapterVersion, state: bytes) -> None:
         result = self._evaluator.evaluate.remote(state, version.sha256)
-        record = ray.remote(num_cpus=0)(record_evaluation)
-        self._pending.append(record.remote(result, self._telemetry, version.step, self._grid_size))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # where run.dir is
+        record = ray.remote(num_cpus=0, scheduling_strategy=here)(_record_in_turn)
+        self._latest = record.remote(self._latest, result, self._telemetry, self._config, version, state)
 
     def wait(self) -> None:
         """Until every request is recorded. Raises what an evaluation raised."""
-        ray.get(self._pending)
+        if self._latest is not None:
+            ray.get(self._latest)
+
+
+def _record_in_turn(
+    _former: None, result: EvalResult, telemetry: Any, config: AtelierConfig, version: AdapterVersion, state: bytes
+) -> None:
+    """One evaluation of a running training, after the one before it."""
+    record_evaluation(result, telemetry, version.step, config.evaluation.grid_size)
+    if config.checkpoint.best is not None:
+        keep_if_best(config.run.path, config.checkpoint.best, version, state, result.metrics)
 
 
 def record_evaluation(result: EvalResult, telemetry: Any, step: int, grid_size: int) -> None:

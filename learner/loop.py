@@ -27,6 +27,7 @@ from configs.schema import AtelierConfig
 from learner.batching import split_updates
 from learner.checkpoint import Counters, load_checkpoint, save_checkpoint
 from learner.engine import build_engine, gather_adapter, learning_rate
+from learner.generators import seed_generators
 from learner.report import group_metrics, memory_metrics, queue_metrics, update_metrics
 from learner.update import UpdatePlan, Updater, UpdateResult, reduce_over_ranks
 from rollout.adapter import adapter_checksum, serialise_adapter
@@ -147,7 +148,7 @@ class _Rank:
         metrics: MetricsSink,
         device: torch.device,
     ) -> None:
-        torch.manual_seed(config.run.seed + rank)
+        seed_generators(config.run.seed + rank)
         self.counters = Counters()
         self._rank, self._world, self._config, self._device = rank, world, config, device
         self._queue, self._mailbox, self._metrics = queue, mailbox, metrics

@@ -32,7 +32,7 @@ from learner.export import adapter_shapes
 from learner.progress import ProgressLine
 from learner.results import WORKER_MEMORY_TAG, conclude
 from learner.run_dir import RunDir, RunDirError
-from learner.signals import Signals
+from learner.signals import Interrupted, Signals
 from rollout.evaluator import EvalResult, evaluation_prompts
 from rollout.pool_actor import PoolClient
 from rollout.prompts import load_prompts
@@ -46,10 +46,6 @@ class RunError(Exception):
     """The run cannot start, or ended badly. The message is for the console."""
 
 
-class Interrupted(Exception):
-    """A signal asked for the end."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = parse(arguments)
@@ -59,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"note: {sentence}")
         if options.dry_run:
             return dry_run(config, options.address)
-        with RunDir(config, options.resume) as run_dir:
-            return run(config, run_dir, options.address)
+        with Signals() as signals, RunDir(config, options.resume) as run_dir:
+            return run(config, run_dir, options.address, signals)
+    except Interrupted as interrupted:
+        say(f"Stopped by {interrupted} before training began")
+        return interrupted.status
     except (ConfigError, RunDirError, CheckpointError, ConnectionError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -92,22 +91,27 @@ def dry_run(config: AtelierConfig, address: str | None) -> int:
     return 1 if compare(placement(config), resources) else 0
 
 
-def run(config: AtelierConfig, run_dir: RunDir, address: str | None) -> int:
+def run(config: AtelierConfig, run_dir: RunDir, address: str | None, signals: Signals) -> int:
     """Everything after the configuration is known and the run directory taken."""
     try:
         prompts = read_inputs(config)
-        cluster.connect(address)
-    except (RunError, ConnectionError):
-        run_dir.discard()
-        raise
-    try:
+        connect(address, signals)
         if short := compare(placement(config), ray.cluster_resources()):
-            run_dir.discard()
             raise RunError("the cluster has too little for this run\n" + "\n".join(short))
-        with Signals() as signals:
-            return Driver(config, run_dir, prompts, signals).run()
+        return Driver(config, run_dir, prompts, signals).run()
     finally:
         ray.shutdown()
+        run_dir.discard()
+
+
+def connect(address: str | None, signals: Signals) -> None:
+    """Join or start Ray. Raises ConnectionError, or Interrupted for a signal meanwhile."""
+    try:
+        cluster.connect(address)
+    except SystemExit as error:  # Ray's own handler of SIGTERM was in place
+        raise Interrupted(signal.SIGTERM) from error
+    finally:
+        signals.install()
 
 
 def read_inputs(config: AtelierConfig) -> tuple[str, ...]:
@@ -138,9 +142,7 @@ class Driver:
         try:
             self._actors = cluster.create_actors(config, resume=run_dir.checkpoint is not None)
         except ValueError as error:
-            run_dir.discard()
             raise RunError(str(error)) from error
-        run_dir.start(config)
         self._announce()
         self._base: EvalResult | None = None
         self._base_call = self._actors.evaluator.evaluate.remote(None)
@@ -153,6 +155,8 @@ class Driver:
 
     def run(self) -> int:
         """Train, evaluate, conclude; returns the exit status. Raises RunError."""
+        self._signals.wait_for_batch()
+        self._run_dir.start(self._config)
         self._learner.start()
         try:
             stopped = self._watch()
@@ -160,13 +164,13 @@ class Driver:
             self._pool.stop()
             self._refuse_failure(stopped)
             if self._signals.received is not None:
-                raise Interrupted
+                raise Interrupted(self._signals.received)
             say(self._conclude())
             return 0
-        except Interrupted:
+        except Interrupted as interrupted:
             ray.get(self._actors.telemetry.close.remote())
-            say(f"Stopped by {self._signals.name}; go on with: {self._resume_command()}")
-            return 128 + int(self._signals.received or signal.SIGTERM)
+            say(f"Stopped by {interrupted}; go on with: {self._resume_command()}")
+            return interrupted.status
         except RayError as error:
             raise RunError(f"{cluster.root_cause(error)}\n{self._where()}") from error
 
@@ -251,7 +255,7 @@ class Driver:
         """The call's answer. Raises Interrupted when a signal comes first."""
         while not ray.wait([call], timeout=POLL_SEC)[0]:
             if self._signals.received is not None:
-                raise Interrupted
+                raise Interrupted(self._signals.received)
         return ray.get(call)
 
     def _announce(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from configs.schema import AtelierConfig
+from learner.best import keep_if_best
 from learner.cluster import Actors
 from learner.export import export_lora
 from learner.metrics_log import read_metrics
@@ -52,6 +53,8 @@ def conclude(
     ray.get(actors.telemetry.scalars.remote(step, after.scalars()))
     ray.get(actors.telemetry.images.remote(step, {"eval/before_after": picture}))
     ray.get(actors.telemetry.hparams.remote(flatten_config(config), after.scalars()))
+    if config.checkpoint.best is not None:
+        keep_if_best(config.run.path, config.checkpoint.best, version, state, after.metrics)
     lora = export_lora(deserialise_adapter(state), config, steps=step, before=before.metrics, after=after.metrics)
     queue = actors.queue.stats()
     summary = Summary(

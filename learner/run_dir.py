@@ -2,6 +2,7 @@
 
 run.dir/config.yaml      the resolved configuration       run.dir/tb, metrics.jsonl   telemetry
 run.dir/checkpoints/     committed checkpoints            run.dir/adapters/           published weights
+run.dir/best/            the best adapter by a metric
 run.dir/run.lock         held by the live run             run.dir/lora, summary.json  what it leaves behind
 """
 
@@ -9,15 +10,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
 from configs.load import write_resolved
 from configs.schema import AtelierConfig
 from learner.checkpoint import CheckpointError, Counters, check_checkpoint, find_checkpoint, list_committed
+from learner.metrics_log import read_metrics
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"
-_TRACES = (_CONFIG, "metrics.jsonl", "tb", "checkpoints", "adapters")
+_TRACES = (_CONFIG, "checkpoints")
+_START_UP = ("metrics.jsonl", "tb", "adapters")
+"""What actors create before the learner starts: no run yet, and removed when the start is given up."""
 
 
 class RunDirError(ValueError):
@@ -36,6 +41,8 @@ class RunDir:
         self.path = config.run.path.resolve()
         self.checkpoint: Path | None = None
         self.counters = Counters()
+        self._started = False
+        self._found = {name for name in _START_UP if (self.path / name).exists()}
         fresh = not self.path.exists()
         self._lock = self._take_lock()
         try:
@@ -55,19 +62,31 @@ class RunDir:
     def start(self, config: AtelierConfig) -> None:
         """From now on the directory is used: the resolved configuration is in it."""
         write_resolved(config, self.path / _CONFIG)
+        self._started = True
 
     def close(self) -> None:
         self._lock.close()
 
     def discard(self) -> None:
-        """Give the directory back, and remove it when the run has left nothing in it."""
-        self.close()
-        if not self._used:
+        """Give the directory back; where no run has begun in it, remove what the start left, and itself when empty."""
+        if not self._started and not self._used:
+            for name in _START_UP:
+                if name not in self._found:
+                    _remove(self.path / name)
             self._remove_empty()
+        self.close()
 
     @property
     def _used(self) -> bool:
         return any((self.path / name).exists() for name in _TRACES)
+
+    @property
+    def _trained(self) -> bool:
+        log = self.path / "metrics.jsonl"
+        try:
+            return log.exists() and any(line["step"] > 0 for line in read_metrics(log))
+        except ValueError as error:
+            raise RunDirError(f"run.dir {self.path}: {error}; mend the line, or choose another run.dir") from error
 
     def _take_lock(self) -> IO[str]:
         try:
@@ -98,8 +117,8 @@ class RunDir:
                     f"or go on with it: --resume auto"
                 )
             return
-        if resume == "auto" and not self._used:
-            return
+        if resume == "auto" and not committed and not self._trained:
+            return  # lost before the first checkpoint, which comes before the first batch
         self.checkpoint = find_checkpoint(resume, self.path).resolve()
         self.counters = check_checkpoint(self.checkpoint, config)
         if self.checkpoint.parent.parent != self.path and committed:
@@ -117,6 +136,13 @@ class RunDir:
             self.path.rmdir()
         except OSError:  # something else is in it
             return
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _unused(path: Path) -> Path:

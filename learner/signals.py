@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a note that the driver reads between two looks at the run."""
+"""SIGINT and SIGTERM: an end at once while the run starts, a note that the driver reads once it trains."""
 
 from __future__ import annotations
 
@@ -7,19 +7,48 @@ from types import FrameType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """Exit status as a shell has it: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.number
+
+
 class Signals:
-    """Notes the first SIGINT or SIGTERM; a second one ends the process at once. Ray installs its own before."""
+    """Notes the first SIGINT or SIGTERM; a second one ends the process at once.
+
+    Before `wait_for_batch` there is no batch to finish: the first one raises Interrupted where the process is.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._raises = True
         self._former: dict[int, Any] = {}
 
     @property
     def name(self) -> str:
         return "no signal" if self.received is None else signal.Signals(self.received).name
 
+    def wait_for_batch(self) -> None:
+        """From now on a signal is only noted. Raises Interrupted when one has come already."""
+        self._raises = False
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def install(self) -> None:
+        """Take the handlers, again after `ray.init`, which installs its own for SIGTERM."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            former = signal.signal(number, self._note)
+            self._former.setdefault(number, former)
+
     def __enter__(self) -> Signals:
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -30,3 +59,5 @@ class Signals:
         if self.received is not None:
             raise SystemExit(128 + number)
         self.received = number
+        if self._raises:
+            raise Interrupted(number)

@@ -105,6 +105,10 @@ CONTRADICTIONS = {
         "evaluation.grid_size = 65 is above evaluation.num_prompts = 64: the grid shows the first evaluated pictures. "
         "Set grid_size to 64 or less."
     ),
+    ("checkpoint.best={metric: reward}",): (
+        "checkpoint.best.metric = reward needs evaluations while the run trains, and evaluation.every_batches is "
+        "unset. Set every_batches, or take checkpoint.best out."
+    ),
     ("evaluation.measures=[judge]", "model.pretrained=mine"): (
         "evaluation.measures holds judge, which reads the pictures of the miniature only, and model.pretrained = mine. "
         "Take judge out, or set model.pretrained to miniature."

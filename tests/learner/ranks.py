@@ -22,7 +22,7 @@ from rollout.weights import AdapterVersion
 from tests.learner.inprocess import Telemetry
 from tests.tiny import MAX_TOKENS
 
-_PATIENCE = timedelta(seconds=240)  # a rank that lost the other one ends before the test's own timeout
+PATIENCE = timedelta(seconds=240)  # a rank that lost the other one ends before the test's own timeout
 
 
 def run_ranks(world: int, folder: Path, body: Callable[..., Any], *args: Any) -> list[Any]:
@@ -35,7 +35,7 @@ def _rank(rank: int, world: int, folder: Path, body: Callable[..., Any], args: S
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     store = f"file://{folder / 'store'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=PATIENCE)
     torch.save(body(rank, world, *args), folder / f"result-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -108,7 +108,7 @@ def test_saving_a_batch_again_replaces_what_a_crash_left(here, tmp_path):
     here.load(path)
 
 
-@pytest.mark.parametrize("moment", ["_save_rng", "_digest", "write_atomically"])
+@pytest.mark.parametrize("moment", ["save_generators", "_digest", "write_atomically"])
 def test_a_crash_while_saving_leaves_the_former_checkpoint(here, tmp_path, monkeypatch, moment):
     here.save(1)
 

@@ -11,6 +11,7 @@ import torch
 from learner.checkpoint import CheckpointError, find_checkpoint, list_committed
 from learner.loop import train
 from rollout.policy import load_policy
+from tests.learner.compare import assert_checkpoints_equal
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group, small_config
 from tests.learner.ranks import sampled_group, train_on
 from tests.tiny import tiny_pipeline
@@ -102,32 +103,6 @@ def test_n_batches_kill_resume_n_equals_2n(pipeline, tmp_path, zero_stage):
     assert second.adapter_sha256() == whole.adapter_sha256()
     assert loss_lines(second.telemetry) == loss_lines(whole.telemetry)
     assert_checkpoints_equal(list_committed(tmp_path / "parts")[-1], list_committed(tmp_path / "whole")[-1])
-
-
-def assert_checkpoints_equal(left, right):
-    """Optimiser, weights, generators and queue, bit for bit."""
-    names = [path.relative_to(left) for path in sorted(left.rglob("*.pt"))]
-    assert names and names == [path.relative_to(right) for path in sorted(right.rglob("*.pt"))]
-    for name in names:
-        pair = [torch.load(side / name, weights_only=False) for side in (left, right)]
-        assert_same(*pair, where=str(name))
-    for name in ("rng-rank0.safetensors", "queue.safetensors"):
-        assert (left / name).read_bytes() == (right / name).read_bytes(), name
-
-
-def assert_same(left, right, where):
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}/{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for number, (one, other) in enumerate(zip(left, right, strict=True)):
-            assert_same(one, other, f"{where}[{number}]")
-    elif isinstance(left, int | float | str | bool | None):
-        assert left == right, where
 
 
 def test_a_closed_queue_ends_the_run_with_a_checkpoint(pipeline, tmp_path):

@@ -5,59 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline
-from transformers import CLIPConfig, CLIPModel
 
 from learner import main as command
+from learner.best import read_best
 from learner.checkpoint import MANIFEST, CheckpointError, Counters, checkpoint_path, identity, list_committed
 from learner.run_dir import RunDir, RunDirError
 from learner.summary import read_summary
-from tests.learner.inprocess import PROMPTS
-from tests.tiny import MAX_TOKENS, tiny_pipeline, tiny_tokenizer
-
-ROOT = Path(__file__).parents[2]
-FINISH_SEC = 280
-
-
-def tiny_clip(folder: Path) -> Path:
-    """A CLIP of random weights for the step-aware scorer."""
-    torch.manual_seed(1)
-    tokenizer = tiny_tokenizer(folder)
-    shared = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32}
-    text = {
-        **shared, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS,
-        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    vision = {**shared, "image_size": 32, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-    return folder
+from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Overrides of the quickstart that make it tiny: sync, two ranks, 4 prompts a batch, 4 batches of 2 steps."""
-    folder = tmp_path_factory.mktemp("main")
-    prompts = folder / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS) + "\n")
-    return [
-        f"model.pretrained={tiny_pipeline(folder / 'pipeline')}", "noise.num_steps=5", "noise.guidance_scale=2.0",
-        f"prompts.source={prompts}", f"evaluation.prompts={prompts}", "evaluation.num_prompts=4",
-        "evaluation.grid_size=4", "evaluation.measures=[]", "evaluation.every_batches=2",
-        f"rollout.scorer.clip={tiny_clip(folder / 'clip')}",
-        "rollout.sampler.num_candidates=2", "rollout.sampler.threshold=0.0", "rollout.workers.chunk_groups=2",
-        "learner.ranks=2", "learner.resources={cpus: 0.25}", "learner.groups_per_batch=4", "learner.max_batches=4",
-        "learner.optimizer.warmup_steps=0", "rollout.workers.initial=1", "rollout.workers.resources={cpus: 0.5}",
-        "learner.optimizer.lr=1e-3", "checkpoint.every_batches=1", "schedule={type: sync}",
-    ]  # fmt: skip
+    return tiny_settings(tmp_path_factory.mktemp("main"))
 
 
 def refused(capsys, arguments, text):
@@ -150,34 +113,10 @@ def test_a_directory_that_cannot_be_written_is_refused(settings, tmp_path):
         RunDir(load(settings, tmp_path / "file" / "run"), None)
 
 
-def start(settings, run_dir, *more):
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "learner.main", *settings, f"run.dir={run_dir}", *more],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def finish(process):
-    try:
-        output, _ = process.communicate(timeout=FINISH_SEC)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"still running after {FINISH_SEC} s:\n{output[-4000:]}")
-    return process.returncode, output
-
-
-def metrics(run_dir):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    kept = ("step", "loss/", "ratio/", "pairs/", "reward/")
-    return [{k: v for k, v in json.loads(line).items() if k.startswith(kept)} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def whole_run(settings, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return run_dir, *finish(start([*settings, "run.name=whole"], run_dir))
+    return run_dir, *Command([*settings, "run.name=whole"], run_dir).finish()
 
 
 def test_a_run_leaves_everything_where_it_says(whole_run, settings):
@@ -194,6 +133,8 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     assert [line["step"] for line in metrics(run_dir) if "loss/total" in line] == list(range(1, 9))
     evaluated = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluated if "eval/reward" in line] == [0, 4, 8]
+    best = max((line for line in evaluated if line.get("step") in (4, 8)), key=lambda line: line["eval/reward"])
+    assert read_best(run_dir).value == best["eval/reward"] and read_best(run_dir).step == best["step"]
     pretrained = next(text for text in settings if text.startswith("model.pretrained")).partition("=")[2]
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None)
     pipeline.load_lora_weights(run_dir / "lora")
@@ -203,16 +144,15 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
 def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
     """SIGTERM ends the run with a checkpoint and status 143; going on gives the weights and losses of a whole run."""
     run_dir = tmp_path / "run"
-    process = start([*settings, "run.name=parts"], run_dir)
-    deadline = time.monotonic() + FINISH_SEC
-    while not list_committed(run_dir)[1:] and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)  # a file of another process: there is no event to wait for
-    process.send_signal(signal.SIGTERM)
-    status, output = finish(process)
+    run = Command([*settings, "run.name=parts"], run_dir)
+    run.until(lambda: list_committed(run_dir)[1:])
+    run.process.send_signal(signal.SIGTERM)
+    status, output = run.finish()
+    run.assert_no_orphans()
     assert status == 143, output
     assert "Stopped by SIGTERM" in output and "--resume auto" in output
 
-    status, output = finish(start([*settings, "run.name=parts"], run_dir, "--resume", "auto"))
+    status, output = Command([*settings, "run.name=parts"], run_dir, "--resume", "auto").finish()
     assert status == 0, output
     assert "Resuming after batch" in output
     assert (

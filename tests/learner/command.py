@@ -1,0 +1,137 @@
+"""`python -m learner.main` as a process: a tiny run with every real part, and what tests need to follow and end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from tests.learner.inprocess import PROMPTS
+from tests.tiny import MAX_TOKENS, tiny_pipeline, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+FINISH_SEC = 280
+MARKER = "ATELIER_TEST_RUN"
+"""Environment variable that every process of one command inherits, Ray's among them."""
+
+
+def tiny_clip(folder: Path) -> Path:
+    """A CLIP of random weights for the step-aware scorer."""
+    torch.manual_seed(1)
+    tokenizer = tiny_tokenizer(folder)
+    shared = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 32}
+    text = {
+        **shared, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {**shared, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    return folder
+
+
+def tiny_settings(folder: Path) -> list[str]:
+    """Overrides of the quickstart that make it tiny: sync, two ranks, 4 prompts a batch, 4 batches of 2 steps."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    return [
+        f"model.pretrained={tiny_pipeline(folder / 'pipeline')}", "noise.num_steps=5", "noise.guidance_scale=2.0",
+        f"prompts.source={prompts}", f"evaluation.prompts={prompts}", "evaluation.num_prompts=4",
+        "evaluation.grid_size=4", "evaluation.measures=[]", "evaluation.every_batches=2",
+        f"rollout.scorer.clip={tiny_clip(folder / 'clip')}",
+        "rollout.sampler.num_candidates=2", "rollout.sampler.threshold=0.0", "rollout.workers.chunk_groups=2",
+        "learner.ranks=2", "learner.resources={cpus: 0.25}", "learner.groups_per_batch=4", "learner.max_batches=4",
+        "learner.optimizer.warmup_steps=0", "rollout.workers.initial=1", "rollout.workers.resources={cpus: 0.5}",
+        "learner.optimizer.lr=1e-3", "checkpoint.every_batches=1", "schedule={type: sync}",
+        "checkpoint.best={metric: reward}",
+    ]  # fmt: skip
+
+
+class Command:
+    """One running command; `marker` finds all of its processes."""
+
+    def __init__(self, settings: list[str], run_dir: Path, *more: str, **environment: str) -> None:
+        self.run_dir = run_dir
+        self.marker = uuid.uuid4().hex
+        given = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", MARKER: self.marker, **environment}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "learner.main", *settings, f"run.dir={run_dir}", *more],
+            cwd=ROOT, env={**os.environ, **given}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def until(self, condition: Callable[[], Any], timeout_sec: float = FINISH_SEC) -> Any:
+        """Wait for something in other processes or their files, which fire no event here; its first true value."""
+        deadline = time.monotonic() + timeout_sec
+        while not (found := condition()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill_everything()
+                pytest.fail(
+                    f"did not come, exit status {self.process.poll()}:\n{self.process.communicate()[0][-4000:]}"
+                )
+            time.sleep(0.1)
+        return found
+
+    def finish(self, timeout_sec: float = FINISH_SEC) -> tuple[int, str]:
+        """Exit status and output."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout_sec)
+        except subprocess.TimeoutExpired:
+            self.kill_everything()
+            output, _ = self.process.communicate()
+            pytest.fail(f"still running after {timeout_sec} s:\n{output[-4000:]}")
+        return self.process.returncode, output
+
+    def processes(self) -> dict[int, str]:
+        """Process id and command line of everything that the command has started and that lives."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"{MARKER}={self.marker}".encode() in (folder / "environ").read_bytes():
+                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                    if title:  # else a zombie
+                        found[int(folder.name)] = title
+            except OSError:  # it has just ended, or is another user's
+                continue
+        return found
+
+    def pids(self, title: str) -> list[int]:
+        """Of the processes whose command line holds `title`, as `ray::PoolActor`."""
+        return sorted(pid for pid, line in self.processes().items() if title in line)
+
+    def kill_everything(self) -> None:
+        """kill -9 of the command and of all of its processes."""
+        while alive := self.processes():
+            for pid in alive:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.process.wait()
+
+    def assert_no_orphans(self) -> None:
+        """Nothing of it lives on; what is just ending is waited for."""
+        deadline = time.monotonic() + 60
+        while alive := self.processes():
+            if time.monotonic() > deadline:
+                self.kill_everything()
+                pytest.fail(f"orphans: {alive}")
+            time.sleep(0.1)
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, without what depends on the clock."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    kept = ("step", "loss/", "ratio/", "pairs/", "reward/")
+    return [{k: v for k, v in json.loads(line).items() if k.startswith(kept)} for line in lines]
