@@ -1,0 +1,121 @@
+"""The whole command, its processes killed, stopped or interrupted. Under sync any such run equals an unhurt one."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from learner.checkpoint import checkpoint_path, list_committed
+from learner.metrics_log import read_metrics
+from learner.summary import read_summary
+from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings
+from tests.learner.compare import assert_checkpoints_equal
+
+pytestmark = pytest.mark.timeout(3 * FINISH_SEC)
+BATCHES = 6
+TITLES = {
+    "worker": "ray::RolloutWorkerActor",
+    "queue": "ray::ReplayActor",
+    "mailbox": "ray::MailboxActor",
+    "pool": "ray::PoolActor",
+    "telemetry": "ray::_TelemetryActor",
+    "evaluator": "ray::Evaluator",
+    "rank": "ray::RayTrainWorker",
+}
+"""What Ray calls the processes of each role."""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chaos")
+    return [*tiny_settings(folder), f"learner.max_batches={BATCHES}", "rollout.workers.stall_timeout_sec=20"]
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    """The run directory of a run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    status, output = Command([*settings, "run.name=whole"], run_dir).finish()
+    assert status == 0, output
+    return run_dir
+
+
+def assert_equals_whole(run_dir, whole):
+    summary, wanted = read_summary(run_dir / "summary.json"), read_summary(whole / "summary.json")
+    assert summary.adapter_sha256 == wanted.adapter_sha256
+    assert summary.groups.trained == wanted.groups.trained == 4 * BATCHES  # the books close: summary.py refuses others
+    assert summary.pairs_trained == wanted.pairs_trained
+    trained = [line for line in metrics(run_dir) if "loss/total" in line]
+    assert trained == [line for line in metrics(whole) if "loss/total" in line]
+    assert [line["step"] for line in trained] == list(range(1, 2 * BATCHES + 1))
+    steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert steps == sorted(set(steps)), "no step twice"
+
+
+def kill(run, role):
+    """kill -9 of all processes of a role, once there are some."""
+    pids = run.until(lambda: run.pids(TITLES[role]))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(settings, tmp_path):
+    run = Command([*settings, "run.name=early"], tmp_path / "run")
+    run.until((tmp_path / "run" / "run.lock").exists)
+    run.process.send_signal(signal.SIGINT)
+    status, output = run.finish()
+    assert status == 130 and "Stopped by SIGINT before training began" in output, output
+    run.assert_no_orphans()
+    assert not (tmp_path / "run").exists(), "nothing half-written"
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_training_finishes_the_batch_and_saves(settings, whole, tmp_path):
+    run = Command([*settings, "run.name=ctrlc"], tmp_path / "run")
+    run.until(lambda: list_committed(run.run_dir)[1:])
+    run.process.send_signal(signal.SIGINT)
+    status, output = run.finish()
+    assert status == 130 and "Stopped by SIGINT" in output and "--resume auto" in output, output
+    run.assert_no_orphans()
+    status, output = Command([*settings, "run.name=ctrlc"], run.run_dir, "--resume", "auto").finish()
+    assert status == 0, output
+    assert_equals_whole(run.run_dir, whole)
+
+
+@pytest.mark.slow
+def test_kill_9_of_everything_and_resume_equals_whole(settings, whole, tmp_path):
+    run = Command([*settings, "run.name=killed"], tmp_path / "run")
+    run.until(lambda: checkpoint_path(run.run_dir, 2) in list_committed(run.run_dir))
+    run.kill_everything()
+    status, output = Command([*settings, "run.name=killed"], run.run_dir, "--resume", "auto").finish()
+    assert status == 0 and "Resuming after batch" in output, output
+    assert_equals_whole(run.run_dir, whole)
+    assert_checkpoints_equal(checkpoint_path(run.run_dir, BATCHES), checkpoint_path(whole, BATCHES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", list(TITLES))
+def test_a_run_that_loses_a_process_equals_whole(settings, whole, tmp_path, role):
+    """Every process of the role at once: for workers that is all of them."""
+    run = Command([*settings, f"run.name=lost-{role}", "rollout.workers.initial=2"], tmp_path / "run")
+    run.until(lambda: list_committed(run.run_dir)[1:])
+    kill(run, role)
+    status, output = run.finish()
+    assert status == 0, output
+    run.assert_no_orphans()
+    assert_equals_whole(run.run_dir, whole)
+
+
+@pytest.mark.slow
+def test_workers_that_all_hang_end_the_run_with_what_each_last_did(settings, tmp_path):
+    run = Command([*settings, "run.name=stall", "learner.max_batches=500"], tmp_path / "run")
+    run.until(lambda: list_committed(run.run_dir)[1:])
+    for pid in run.pids(TITLES["worker"]):
+        os.kill(pid, signal.SIGSTOP)
+    status, output = run.finish()
+    assert status == 1 and "stall_timeout_sec = 20" in output and "rollout-0.1" in output, output
+    run.assert_no_orphans()
+    assert list_committed(run.run_dir)[1:], "what was committed stays"
