@@ -117,6 +117,8 @@ class WorkersSection(Section):
     """Prompts that a worker rolls out together (its batch); their candidates run batched."""
     max_batch: int = Field(64, ge=1)
     """Most latents in one network, decoder or scorer call; smaller fits smaller GPUs."""
+    max_errors: int = Field(3, ge=1)
+    """The run ends after this many errors (not deaths) on one chunk, for instance non-finite scores, or in loading."""
     stall_timeout_sec: float = Field(300.0, gt=0)
     """With no worker alive or no group produced for this long, the run ends with what each worker last did."""
 

@@ -35,6 +35,7 @@ from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
 from rollout.evaluator import EvalResult, evaluation_prompts
 from rollout.pool_actor import PoolClient
+from rollout.prompt_length import overlong_note
 from rollout.prompts import load_prompts
 
 POLL_SEC = 0.5
@@ -95,6 +96,8 @@ def run(config: AtelierConfig, run_dir: RunDir, address: str | None, signals: Si
     """Everything after the configuration is known and the run directory taken."""
     try:
         prompts = read_inputs(config)
+        if note := overlong_note(config.model.pretrained, prompts):
+            say(f"note: {note}")
         connect(address, signals)
         if short := compare(placement(config), ray.cluster_resources()):
             raise RunError("the cluster has too little for this run\n" + "\n".join(short))

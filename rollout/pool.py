@@ -42,8 +42,6 @@ from rollout.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 3
-"""Errors (not deaths) on one chunk, or while loading with no worker ever loaded, after which the run fails."""
 _ANSWER_SEC = 2.0
 _AUTOSCALE_SEC = 10.0
 
@@ -233,12 +231,14 @@ class RolloutPool:
     def _count_error(self, slot: Slot, chunk: Chunk | None) -> None:
         if chunk is None:
             self._load_failures += 1
-            if self._load_failures >= MAX_FAILURES and not any(other.alive for other in self._slots.values()):
+            if self._load_failures >= self._settings.max_errors and not any(
+                other.alive for other in self._slots.values()
+            ):
                 self._end_badly("failed", f"workers cannot start; {slot.name} {slot.last_action}")
             return
         self._chunk_failures[chunk.index] += 1
-        if self._chunk_failures[chunk.index] >= MAX_FAILURES:
-            self._end_badly("failed", f"{MAX_FAILURES} workers in turn; {slot.name} {slot.last_action}")
+        if self._chunk_failures[chunk.index] >= (limit := self._settings.max_errors):
+            self._end_badly("failed", f"{limit} workers in turn; {slot.name} {slot.last_action}")
 
     # Watching
 

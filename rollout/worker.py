@@ -75,7 +75,7 @@ class RolloutWorker:
         evaluations, candidates = counters.network_evaluations, counters.scored_candidates
         started = self._clock()
         self._note(f"sampling {_span(items)} at step {version.step}")
-        groups = self._sampler.sample(items, policy_step=version.step, adapter_sha256=version.sha256, worker=self._id)
+        groups = self._sample(items, version)
         sampled = self._clock()
         answers = self._deliver(groups)
         self._note(f"delivered {_span(items)} of step {version.step}")
@@ -102,6 +102,14 @@ class RolloutWorker:
         """Checksum recomputed from the live network; never seen half loaded."""
         with self._weights_lock:
             return adapter_checksum(self._policy.adapter_state())
+
+    def _sample(self, items: Sequence[PromptItem], version: AdapterVersion) -> Sequence[Group]:
+        try:
+            return self._sampler.sample(items, policy_step=version.step, adapter_sha256=version.sha256, worker=self._id)
+        except FloatingPointError as error:  # whose, so that it can be rolled out again alone
+            named = [item for item in items if repr(item.prompt) in str(error)] or items
+            whose = ", ".join(f"ordinal {item.ordinal} with seed {item.seed}" for item in named)
+            raise FloatingPointError(f"step {version.step}: {error} ({whose})") from error
 
     def _refresh_weights(self) -> AdapterVersion | None:
         self._note("asking for weights")

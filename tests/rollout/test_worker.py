@@ -148,7 +148,7 @@ def test_weights_that_cannot_be_applied_stop_the_worker(setup, pipeline):
 def test_a_failing_scorer_is_loud(setup):
     setup.mailbox.publish(setup.policy, 0)
     setup.scorer.scale = float("nan")
-    with pytest.raises(FloatingPointError, match="red-1 gave a non-finite score"):
+    with pytest.raises(FloatingPointError, match=rf"step 0: red-1 gave a non-finite score.*with seed {ITEMS[0].seed}"):
         setup.worker.run_chunk(ITEMS, None)
     assert setup.queue.groups == []
 

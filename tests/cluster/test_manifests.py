@@ -1,0 +1,114 @@
+"""cluster/: against Ray's own schema, by structure where none can be had, and against this project's configuration."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from configs.load import load_config
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+ROOT = CLUSTER.parent
+
+
+def read(name):
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def groups(cluster):
+    """Group name -> worker group of a RayCluster's spec."""
+    return {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+
+
+def assert_is_a_cluster(spec):
+    """What the KubeRay CRD demands of a RayCluster's spec, and no key that its v1 version does not know."""
+    assert spec.keys() <= {"rayVersion", "enableInTreeAutoscaling", "headGroupSpec", "workerGroupSpecs"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", spec["rayVersion"])
+    head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
+    assert head.keys() == {"rayStartParams", "template"}
+    for group in workers:
+        assert group.keys() == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in (head, *workers):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        assert pod.keys() == {"containers", "volumes"}
+        [container] = pod["containers"]
+        assert container.keys() == {"name", "image", "env", "resources", "volumeMounts"}
+        assert container["resources"]["requests"] == container["resources"]["limits"], "Ray sizes a node by its limits"
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        environment = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment, "no secret in a file"
+        assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+    assert groups(spec).keys() == {"learner", "rollout"}
+    for name, group in groups(spec).items():
+        assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {f"{name}_node": 1}
+
+
+def test_ray_up_fits_rays_schema():
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    config = read("ray-up.yaml")
+    jsonschema.validate(config, schema)
+    types = config["available_node_types"]
+    assert config["head_node_type"] in types
+    assert types["learner"]["resources"]["learner_node"] == types["rollout"]["resources"]["rollout_node"] == 1
+    started = " ".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
+    assert started.count("RAY_AUTH_MODE=token") == 2 and "--dashboard-host=127.0.0.1" in started
+
+
+def test_raycluster():
+    manifest = read("raycluster.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    assert_is_a_cluster(manifest["spec"])
+
+
+def test_rayjob_starts_a_run_that_this_project_accepts():
+    manifest = read("rayjob.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    spec = dict(manifest["spec"])
+    assert_is_a_cluster(spec.pop("rayClusterSpec"))
+    assert spec.keys() == {
+        "entrypoint", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished",
+    }  # fmt: skip
+    assert spec["submissionMode"] in ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
+    words = shlex.split(spec["entrypoint"])
+    assert words[:6] == ["python", "-m", "learner.main", "--config", "sd15_spo", "--resume"]
+    config = load_config("sd15_spo", words[7:])
+    assert config.rollout.workers.resources.custom.keys() == {"rollout_node"}
+    assert config.learner.resources.custom.keys() == config.evaluation.resources.custom.keys() == {"learner_node"}
+
+
+def test_both_kuberay_manifests_have_the_same_cluster():
+    assert read("rayjob.yaml")["spec"]["rayClusterSpec"] == read("raycluster.yaml")["spec"]
+
+
+def test_the_slurm_script_is_valid_and_leaves_time_to_save():
+    subprocess.run(["bash", "-n", CLUSTER / "slurm.sh"], check=True, timeout=60)
+    text = (CLUSTER / "slurm.sh").read_text()
+    seconds = int(re.search(r"#SBATCH --signal=B:TERM@(\d+)", text)[1])
+    assert seconds >= 120 and "#SBATCH --requeue" in text and "RAY_AUTH_MODE=token" in text
+
+
+def test_the_image_copies_what_the_packages_need():
+    copied = set(re.findall(r"^COPY (\S+)", (CLUSTER / "Dockerfile").read_text(), flags=re.MULTILINE))
+    assert {"configs", "reward", "rollout", "learner", "pyproject.toml"} <= copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_uploads_leave_out_environments_and_runs():
+    ignored = (ROOT / ".rayignore").read_text().split()
+    assert {".venv/", "runs/", ".git/"} <= set(ignored)
+    assert {".venv", "runs"} <= set(read("runtime-env.yaml")["excludes"])
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in CLUSTER.iterdir() if path.name != "README.md"))
+def test_the_walk_through_names_every_file(file):
+    assert file in (CLUSTER / "README.md").read_text()

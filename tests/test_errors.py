@@ -1,0 +1,240 @@
+"""docs/errors.md against the code: each of its rows is provoked, and what is said is compared with the row."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.learner import AsyncSchedule, BestSection
+from configs.load import load_config
+from configs.placement import compare, placement
+from configs.rollout import QueueSection, WorkersSection
+from learner import cluster, main
+from learner.best import keep_if_best
+from learner.checkpoint import MANIFEST, Counters, check_checkpoint, find_checkpoint, load_checkpoint
+from learner.loop import _refuse_nonfinite
+from learner.run_dir import RunDir
+from learner.update import UpdateResult
+from rollout.pool_gauges import StallClock
+from rollout.prompt_length import overlong_note
+from rollout.prompts import load_prompts
+from rollout.replay import ReplayQueue
+from rollout.versions import AdapterVersion
+from tests.learner.inprocess import single_process_group
+from tests.learner.test_checkpoint import Parts, small_config
+from tests.rollout.pool_fakes import FakeMailbox
+from tests.rollout.test_worker import ITEMS, Setup
+from tests.tiny import make_group, tiny_pipeline
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "errors.md"
+ROWS = re.findall(r"^\| `(.+?)` \| .+ \| .+ \|$", DOCUMENT.read_text(), flags=re.MULTILINE)
+
+
+class Place:
+    """Where one row is provoked: a directory, a tiny pipeline, and a checkpoint of it."""
+
+    def __init__(self, folder: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.pipeline, self.monkeypatch = folder, pipeline, monkeypatch
+
+    def config(self, *overrides: str):
+        return main.with_absolute_run_dir(load_config(None, [f"run.dir={self.folder / 'run'}", *overrides]))
+
+    def prompts(self, text: str, name: str = "p.txt") -> str:
+        (self.folder / name).write_text(text)
+        return str(self.folder / name)
+
+    def inputs(self, *overrides: str) -> None:
+        main.read_inputs(self.config(*overrides))
+
+    def parts(self) -> Parts:
+        single_process_group(self.folder)
+        return Parts(small_config(self.pipeline, self.folder))
+
+
+def refused_put(group) -> str:
+    async def body() -> str:
+        mailbox = FakeMailbox()
+        mailbox.publish(AdapterVersion(0, 0, 0, "0" * 64))
+        waiting = ReplayQueue(QueueSection(), AsyncSchedule(), 2, versions=mailbox)
+        await waiting.expect((4, 8, 8))
+        payload = group.to_bytes()
+        return await waiting.put(payload, group.header(len(payload)))
+
+    return asyncio.run(body())
+
+
+def in_use(place: Place) -> None:
+    with RunDir(place.config(), None):
+        RunDir(place.config(), None)
+
+
+def used(place: Place) -> None:
+    with RunDir(place.config(), None) as run_dir:
+        run_dir.start(place.config())
+    RunDir(place.config(), None)
+
+
+def unwritable(place: Place) -> None:
+    place.prompts("in the way", "file")
+    RunDir(place.config(f"run.dir={place.folder / 'file' / 'run'}"), None)
+
+
+def never_committed(place: Place) -> None:
+    path = place.parts().save(1)
+    (path / MANIFEST).unlink()
+    find_checkpoint(str(path), place.folder)
+
+
+def of_other_ranks(place: Place) -> None:
+    parts = place.parts()
+    learner = parts.config.learner.model_copy(update={"ranks": 2})
+    check_checkpoint(parts.save(1), parts.config.model_copy(update={"learner": learner}))
+
+
+def branching_into_use(place: Place) -> None:
+    parts = place.parts()
+    path = parts.save(1)
+    own = place.folder / "other"
+    run = parts.config.run.model_copy(update={"dir": own})
+    other = parts.config.model_copy(update={"run": run})
+    parts.config = other
+    parts.save(2)
+    RunDir(other, str(path))
+
+
+def damaged(place: Place) -> None:
+    parts = place.parts()
+    path = parts.save(1)
+    (path / "queue.safetensors").write_bytes(b"else")
+    load_checkpoint(path, parts.config, engine=parts.engine, policy=parts.policy, rank=0)
+
+
+def no_room(place: Place) -> None:
+    parts = place.parts()
+    place.prompts("in the way", "checkpoints")
+    parts.save(1)
+
+
+def no_local_ray(place: Place) -> None:
+    def fail(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    place.monkeypatch.setattr(cluster.ray, "init", fail)
+    cluster.connect("local")
+
+
+def name_taken(place: Place) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("The name is taken")
+
+    place.monkeypatch.setattr(cluster, "create_mailbox", fail)
+    cluster.create_actors(place.config(), resume=False)
+
+
+def bad_score(place: Place) -> None:
+    setup = Setup(place.pipeline)
+    setup.mailbox.publish(setup.policy, 7)
+    setup.scorer.scale = float("nan")
+    setup.worker.run_chunk(ITEMS, None)
+
+
+def bad_loss(place: Place) -> None:
+    single_process_group(place.folder)
+    result = UpdateResult(means={}, grad_norm=float("nan"), offenders=("prompt 'x' (seed 3)",))
+    _refuse_nonfinite(Counters(batch=1, step=2, skipped_updates=1), result, 1)
+
+
+def foreign_adapter(place: Place) -> None:
+    policy = Setup(place.pipeline).policy
+    policy.load_adapter({"else": torch.zeros(1)}, "0" * 64)
+
+
+def stalled(alive: int) -> str | None:
+    now = [0.0]
+    clock = StallClock(WorkersSection().stall_timeout_sec, lambda: now[0])
+    clock.look(alive=alive, produced=1, waits_for_learner=False)
+    now[0] = 1000.0
+    return clock.look(alive=alive, produced=1, waits_for_learner=False)
+
+
+def load(*overrides: str) -> Callable[[Place], object]:
+    return lambda place: place.config(*overrides)
+
+
+PROVOKED: tuple[Callable[[Place], object], ...] = (
+    load("learner.optimiser.lr=1"),
+    load("learner.ranks=two"),
+    load("learner.optimizer.lr=-1"),
+    load("rollout.sampler.num_candidates=1"),
+    load("noise.eta=0"),
+    load("rollout.sampler.kappa=1001"),
+    load("rollout.sampler.block_length=99"),
+    load("queue.capacity_groups=1"),
+    load("schedule.max_staleness_steps=1"),
+    lambda place: place.inputs(f"prompts.source={place.prompts('a', 'p.csv')}"),
+    lambda place: place.inputs("prompts.source=/nowhere/prompts.txt"),
+    lambda place: place.inputs(f"prompts.source={place.prompts('')}"),
+    lambda place: place.inputs(f"prompts.source={place.prompts(chr(34) + 'a' + chr(34) + chr(10) + '{', 'p.jsonl')}"),
+    lambda place: place.inputs(
+        f"evaluation.prompts={place.prompts('a')}", "evaluation.num_prompts=6", "evaluation.grid_size=6"
+    ),
+    lambda place: place.inputs("model.pretrained=/nowhere/model", "evaluation.measures=[]"),
+    lambda place: place.inputs(f"model.pretrained={place.folder}", "evaluation.measures=[]"),
+    lambda place: overlong_note(str(place.pipeline), ("a red disc", "long " * 20, "赤い円 " * 20)),
+    lambda place: cluster.connect("127.0.0.1:1"),
+    no_local_ray,
+    lambda place: "\n".join(compare(placement(place.config("learner.resources.cpus=4096")), {"CPU": 2.0})),
+    name_taken,
+    in_use,
+    used,
+    unwritable,
+    lambda place: find_checkpoint("auto", place.folder),
+    never_committed,
+    of_other_ranks,
+    branching_into_use,
+    damaged,
+    no_room,
+    lambda place: keep_if_best(
+        place.folder, BestSection(metric="x"), AdapterVersion(0, 0, 0, "0"), b"", {"reward": 1.0}
+    ),
+    bad_score,
+    bad_loss,
+    foreign_adapter,
+    lambda place: refused_put(make_group(latent=(4, 4, 4))),
+    lambda place: refused_put(make_group(adapter_sha256="1" * 64)),
+    lambda place: stalled(alive=0),
+    lambda place: stalled(alive=2),
+)
+"""In the order of the document's rows."""
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return tiny_pipeline(tmp_path_factory.mktemp("errors") / "pipeline")
+
+
+def test_every_row_is_provoked():
+    assert len(ROWS) == len(PROVOKED) == len(set(ROWS))
+
+
+@pytest.mark.parametrize(("row", "provoke"), list(zip(ROWS, PROVOKED, strict=False)), ids=[row[:50] for row in ROWS])
+def test_a_row_says_what_the_code_says(row, provoke, pipeline, tmp_path, monkeypatch):
+    expected = (ValueError, ConnectionError, FloatingPointError, main.RunError)
+    try:
+        said = str(provoke(Place(tmp_path, pipeline, monkeypatch)))
+    except expected as error:
+        said = str(error)
+    pattern = ".*".join(re.escape(part) for part in row.split(".."))
+    assert re.search(pattern, said, flags=re.DOTALL), said
+
+
+@pytest.mark.parametrize("text", ["赤い円", "красный круг", "دائرة حمراء", "🔴 " * 3])
+def test_prompts_of_any_script_are_read(tmp_path, text):
+    file = tmp_path / "p.txt"
+    file.write_text(text, encoding="utf-8")
+    assert load_prompts(str(file)) == (text.strip(),)
