@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from rollout.record_bytes import check_scores, check_tensor, nbytes_of, pack, tensors_of, unpack
 from rollout.records import GroupHeader
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FINAL_KEY = "final_group"
 _FORMAT_VERSION = 1
@@ -51,23 +54,23 @@ class FinalGroup:
     """Mean score of the finished pictures."""
 
     def __post_init__(self) -> None:
-        if self.z_win.dim() != 4:
+        if self.z_win.ndim != 4:
             raise ValueError(f"z_win has shape {tuple(self.z_win.shape)}; expected [T, C, H, W]")
         shape = tuple(self.z_win.shape)
-        check_tensor(self, "z_win", torch.float32, shape)
-        check_tensor(self, "score_win", torch.float32, shape[:1])
+        check_tensor(self, "z_win", "float32", shape)
+        check_tensor(self, "score_win", "float32", shape[:1])
         if (self.z_lose is None) != (self.score_lose is None):
             raise ValueError("z_lose and score_lose come together: one of them is missing")
         if self.z_lose is not None:
-            check_tensor(self, "z_lose", torch.float32, shape)
-            check_tensor(self, "score_lose", torch.float32, shape[:1])
+            check_tensor(self, "z_lose", "float32", shape)
+            check_tensor(self, "score_lose", "float32", shape[:1])
             self._refuse_equal_halves(self.z_lose)
         check_scores(self)
 
     def _refuse_equal_halves(self, z_lose: Tensor) -> None:
-        same = (self.z_win == z_lose).flatten(1).all(1)
-        if bool(same.any()):
-            place = int(same.nonzero()[0])
+        same = (np.asarray(self.z_win) == np.asarray(z_lose)).all(axis=(1, 2, 3))
+        if same.any():
+            place = int(same.argmax())
             raise ValueError(
                 f"pair {place} of ordinal {self.ordinal} ({self.prompt!r}) has two equal latents: there is no "
                 f"preference between them; leave the pair out"
@@ -104,9 +107,9 @@ class FinalGroup:
         return pack(self, FINAL_KEY, _FORMAT_VERSION)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> FinalGroup:
+    def from_bytes(cls, data: bytes, *, arrays: bool = False) -> FinalGroup:
         """Inverse of `to_bytes`. Raises ValueError naming what is wrong with damaged or foreign bytes."""
         try:
-            return cls(**unpack(data, FINAL_KEY, _FORMAT_VERSION, "group of final latents", _OPTIONAL))
+            return cls(**unpack(data, FINAL_KEY, _FORMAT_VERSION, "group of final latents", _OPTIONAL, arrays=arrays))
         except TypeError as error:
             raise ValueError(f"group of final latents with missing or unknown fields: {error}") from error

@@ -11,7 +11,7 @@ from rollout.trajectory_records import TRAJECTORY_KEY, TrajectoryGroup
 
 Group = PreferenceGroup | FinalGroup | TrajectoryGroup
 
-KINDS: Mapping[str, Callable[[bytes], Group]] = {
+KINDS: Mapping[str, Callable[..., Group]] = {
     "group": PreferenceGroup.from_bytes,
     FINAL_KEY: FinalGroup.from_bytes,
     TRAJECTORY_KEY: TrajectoryGroup.from_bytes,
@@ -19,10 +19,13 @@ KINDS: Mapping[str, Callable[[bytes], Group]] = {
 """Metadata key -> how such bytes are read."""
 
 
-def read_group(data: bytes) -> Group:
-    """The group in `data`, whichever kind it is. Raises ValueError for damaged or foreign bytes."""
+def read_group(data: bytes, *, arrays: bool = False) -> Group:
+    """The group in `data`, whichever kind it is. Raises ValueError for damaged or foreign bytes.
+
+    `arrays`: numpy arrays instead of tensors, see `rollout.record_bytes`.
+    """
     try:
         found = read_metadata(data).keys() & KINDS.keys()
     except ValueError as error:
         raise ValueError(f"not a preference group ({len(data)} bytes): {error}") from error
-    return KINDS[found.pop() if found else "group"](data)
+    return KINDS[found.pop() if found else "group"](data, arrays=arrays)

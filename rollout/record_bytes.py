@@ -1,4 +1,8 @@
-"""What the group records share: checks of their tensors, and bytes that are safetensors + JSON, never a pickle."""
+"""What the group records share: checks of their tensors, and bytes that are safetensors + JSON, never a pickle.
+
+The queue opens every group to check it and computes nothing: it reads numpy arrays into the same records (`arrays`),
+so that its process does not carry torch. Everybody else reads tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,21 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from safetensors.numpy import save as save_safetensors
 
-from rollout.array_bytes import read_metadata
+from rollout.array_bytes import read_arrays, read_metadata
 
+Dtype = Literal["float32", "int64"]
 _CONDITIONING_PREFIX = "conditioning."
 
 
-def tensors_of(record: Any) -> dict[str, Tensor]:
-    """Every tensor of a record, its conditioning's under a prefix."""
-    own = {spec.name: value for spec in fields(record) if isinstance(value := getattr(record, spec.name), Tensor)}
+def tensors_of(record: Any) -> dict[str, Any]:
+    """Every tensor (or array) of a record, its conditioning's under a prefix."""
+    own = {spec.name: value for spec in fields(record) if hasattr(value := getattr(record, spec.name), "dtype")}
     return own | {_CONDITIONING_PREFIX + name: value for name, value in record.conditioning.items()}
 
 
@@ -32,15 +35,17 @@ def pack(record: Any, key: str, version: int) -> bytes:
         value = getattr(record, spec.name)
         if isinstance(value, int | float | str):
             plain[spec.name] = value
-    tensors = {name: value.detach().contiguous().cpu() for name, value in tensors_of(record).items()}
-    return save_safetensors(tensors, metadata={key: json.dumps(plain)})
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors_of(record).items()}
+    return save_safetensors(arrays, metadata={key: json.dumps(plain)})
 
 
-def unpack(data: bytes, key: str, version: int, what: str, optional: Collection[str] = ()) -> dict[str, Any]:
+def unpack(
+    data: bytes, key: str, version: int, what: str, optional: Collection[str] = (), *, arrays: bool = False
+) -> dict[str, Any]:
     """Field values from bytes, `optional` ones None where absent. Raises ValueError for damaged or foreign bytes."""
     try:
         plain = json.loads(read_metadata(data)[key])
-        tensors = load_safetensors(data)
+        tensors = read_arrays(data) if arrays else _read_tensors(data)
     except (KeyError, SafetensorError, ValueError) as error:
         raise ValueError(f"not a {what} ({len(data)} bytes): {error}") from error
     if plain.pop("format", None) != version:
@@ -54,23 +59,30 @@ def unpack(data: bytes, key: str, version: int, what: str, optional: Collection[
     return {**absent, **plain, **tensors, "conditioning": conditioning}
 
 
-def check_tensor(record: Any, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def _read_tensors(data: bytes) -> dict[str, Any]:
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def check_tensor(record: Any, name: str, dtype: Dtype, shape: tuple[int, ...]) -> None:
     """Refuse a field of another dtype or shape, or with values that are not finite."""
-    value: Tensor = getattr(record, name)
-    if value.dtype != dtype or tuple(value.shape) != shape:
-        raise ValueError(f"{name} is {value.dtype} {tuple(value.shape)}; expected {dtype} {shape}")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    value = getattr(record, name)
+    found = str(value.dtype).removeprefix("torch.")
+    if found != dtype or tuple(value.shape) != shape:
+        raise ValueError(f"{name} is {found} {tuple(value.shape)}; expected {dtype} {shape}")
+    if dtype == "float32" and not bool(np.isfinite(np.asarray(value)).all()):
         raise ValueError(f"{name} has non-finite values (ordinal {record.ordinal}, worker {record.worker})")
 
 
 def check_scores(record: Any) -> None:
     """Refuse a score table that is not float32 [S, K], and a final score that is not finite."""
-    if record.scores.dim() != 2:
+    if record.scores.ndim != 2:
         raise ValueError(f"scores has shape {tuple(record.scores.shape)}; expected [S, K]")
-    check_tensor(record, "scores", torch.float32, tuple(record.scores.shape))
+    check_tensor(record, "scores", "float32", tuple(record.scores.shape))
     if not math.isfinite(record.final_score):
         raise ValueError(f"final_score is {record.final_score}; scores must be finite")
 
 
-def nbytes_of(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def nbytes_of(tensors: Mapping[str, Any]) -> int:
+    return sum(int(tensor.nbytes) for tensor in tensors.values())

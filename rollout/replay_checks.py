@@ -21,9 +21,9 @@ async def find_fault(
         return f"{where} has {size} bytes; queue.capacity_bytes is {capacity_bytes}"
     try:
         if size <= _INLINE_BYTES:
-            group = read_group(payload)
+            group = read_group(payload, arrays=True)
         else:
-            group = await asyncio.to_thread(read_group, payload)
+            group = await asyncio.to_thread(read_group, payload, arrays=True)
     except ValueError as error:
         return f"{where}: {error}"
     if (found := group.header(size)) != header:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from rollout.record_bytes import check_scores, check_tensor, nbytes_of, pack, tensors_of, unpack
 from rollout.records import GroupHeader
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRAJECTORY_KEY = "trajectory_group"
 _FORMAT_VERSION = 1
@@ -52,14 +53,14 @@ class TrajectoryGroup:
     """Their mean."""
 
     def __post_init__(self) -> None:
-        if self.x_t.dim() != 4:
+        if self.x_t.ndim != 4:
             raise ValueError(f"x_t has shape {tuple(self.x_t.shape)}; expected [R, C, H, W]")
         shape = tuple(self.x_t.shape)
         for name in ("x_t", "x_prev"):
-            check_tensor(self, name, torch.float32, shape)
+            check_tensor(self, name, "float32", shape)
         for name in _PER_ROW:
-            check_tensor(self, name, torch.float32, shape[:1])
-        check_tensor(self, "timestep", torch.int64, shape[:1])
+            check_tensor(self, name, "float32", shape[:1])
+        check_tensor(self, "timestep", "int64", shape[:1])
         check_scores(self)
 
     @property
@@ -93,9 +94,9 @@ class TrajectoryGroup:
         return pack(self, TRAJECTORY_KEY, _FORMAT_VERSION)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> TrajectoryGroup:
+    def from_bytes(cls, data: bytes, *, arrays: bool = False) -> TrajectoryGroup:
         """Inverse of `to_bytes`. Raises ValueError naming what is wrong with damaged or foreign bytes."""
         try:
-            return cls(**unpack(data, TRAJECTORY_KEY, _FORMAT_VERSION, "group of trajectories"))
+            return cls(**unpack(data, TRAJECTORY_KEY, _FORMAT_VERSION, "group of trajectories", arrays=arrays))
         except TypeError as error:
             raise ValueError(f"group of trajectories with missing or unknown fields: {error}") from error

@@ -81,7 +81,9 @@ def test_configs_needs_neither_torch_nor_ray() -> None:
     assert int(result.stdout.split()[1]) >= len(sources("configs"))
 
 
-@pytest.mark.parametrize("module", ["rollout.weights_actor", "rollout.pool_actor", "learner.telemetry"])
+@pytest.mark.parametrize(
+    "module", ["rollout.replay_actor", "rollout.weights_actor", "rollout.pool_actor", "learner.telemetry"]
+)
 def test_a_process_that_only_coordinates_does_not_carry_torch(module: str) -> None:
     """Each would hold 300 MB more for it."""
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"

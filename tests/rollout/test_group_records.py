@@ -41,10 +41,10 @@ def test_bytes_round_trip_whatever_the_kind(name):
     ("field", "value", "message"),
     [
         ("z_win", torch.zeros(3, 8, 8), r"z_win has shape \(3, 8, 8\); expected \[T, C, H, W\]"),
-        ("z_lose", torch.zeros(3, 4, 4, 4), r"z_lose is torch.float32 \(3, 4, 4, 4\); expected .*\(3, 4, 8, 8\)"),
+        ("z_lose", torch.zeros(3, 4, 4, 4), r"z_lose is float32 \(3, 4, 4, 4\); expected .*\(3, 4, 8, 8\)"),
         ("z_lose", torch.full((3, 4, 8, 8), torch.nan), r"z_lose has non-finite values \(ordinal 7, worker worker-0\)"),
         ("z_lose", None, "z_lose and score_lose come together"),
-        ("score_win", torch.zeros(4), r"score_win is torch.float32 \(4,\)"),
+        ("score_win", torch.zeros(4), r"score_win is float32 \(4,\)"),
         ("scores", torch.zeros(3), r"scores has shape \(3,\)"),
         ("final_score", float("inf"), "final_score is inf"),
     ],
@@ -65,9 +65,9 @@ def test_a_pair_of_two_equal_pictures_is_refused():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("x_prev", torch.zeros(2, 4, 8, 8), r"x_prev is torch.float32 \(2, 4, 8, 8\)"),
+        ("x_prev", torch.zeros(2, 4, 8, 8), r"x_prev is float32 \(2, 4, 8, 8\)"),
         ("advantage", torch.full((10,), torch.nan), "advantage has non-finite values"),
-        ("timestep", torch.zeros(10), "timestep is torch.float32"),
+        ("timestep", torch.zeros(10), "timestep is float32"),
     ],
 )
 def test_a_broken_contract_of_trajectories_is_refused_by_name(field, value, message):

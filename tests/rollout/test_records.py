@@ -28,11 +28,11 @@ def test_bytes_round_trip(shared, pairs):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("x_t", torch.zeros(2, 4, 8, 8), r"x_t is torch.float32 \(2, 4, 8, 8\)"),
-        ("x_prev_lose", torch.zeros(3, 4, 8, 8, dtype=torch.float64), "x_prev_lose is torch.float64"),
+        ("x_t", torch.zeros(2, 4, 8, 8), r"x_t is float32 \(2, 4, 8, 8\)"),
+        ("x_prev_lose", torch.zeros(3, 4, 8, 8, dtype=torch.float64), "x_prev_lose is float64"),
         ("x_prev_lose", torch.full((3, 4, 8, 8), torch.nan), "x_prev_lose has non-finite values .*worker-0"),
-        ("timestep", torch.zeros(3), "timestep is torch.float32"),
-        ("score_win", torch.zeros(4), r"score_win is torch.float32 \(4,\)"),
+        ("timestep", torch.zeros(3), "timestep is float32"),
+        ("score_win", torch.zeros(4), r"score_win is float32 \(4,\)"),
         ("final_score", float("nan"), "final_score is nan"),
         ("scores", torch.zeros(3), r"scores has shape \(3,\)"),
     ],
