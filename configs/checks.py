@@ -93,8 +93,9 @@ def _family_fits_the_settings(config: AtelierConfig) -> Iterator[str]:
     family, objective = config.model.family, config.learner.objective
     if family in FLOW_FAMILIES and objective.type != "spo":
         yield (
-            f"learner.objective.type = {objective.type} with model.family = {family}: it reads predictions of noise, "
-            "and a flow predicts a velocity. Set learner.objective.type to spo, or train a diffusion family."
+            f"learner.objective.type = {objective.type} with model.family = {family}: that loss is written for noise "
+            "predictions and for steps that all have noise, and a flow has neither. Set learner.objective.type to spo, "
+            "or train a diffusion family."
         )
     if family in FLOW_FAMILIES and getattr(objective, "pixel", None) is not None:
         yield (

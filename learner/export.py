@@ -1,8 +1,13 @@
 """The trained adapter as files that other tools load: diffusers and kohya (ComfyUI, AUTOMATIC1111) LoRA, with a card.
 
-    run.dir/lora/pytorch_lora_weights.safetensors    StableDiffusionPipeline.load_lora_weights("run.dir/lora")
-    run.dir/lora/kohya/<run name>.safetensors        the same weights under kohya's names, with their alpha
+    run.dir/lora/pytorch_lora_weights.safetensors    pipeline.load_lora_weights("run.dir/lora")
+    run.dir/lora/kohya/<run name>.safetensors        sd, sdxl: the same weights under kohya's names, with their alpha
+    run.dir/lora/peft/                               pixart: PeftModel.from_pretrained(pipeline.transformer, ..)
     run.dir/lora/README.md                           model card (learner/model_card.py)
+
+diffusers has no LoRA loader for PixArt's pipelines, so peft's own format goes with it. Kohya's names are those of the
+U-Net families; SD3's have no converter in diffusers, and FLUX's fuse layers that are apart here: ComfyUI reads the
+diffusers file of both.
 
 The adapter adds (alpha / rank) · B·A to a layer. Kohya's format carries alpha. The diffusers format carries it as
 metadata that older versions and other programs ignore, so there alpha / rank is multiplied into B: every reader then
@@ -12,14 +17,20 @@ Shapes: a layer's A is [rank, in] and B [out, rank]; for a convolution [rank, in
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
-from peft import LoraConfig
+from diffusers import (
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,10 +39,18 @@ from configs.schema import AtelierConfig
 from learner.model_card import model_card
 from rollout.adapter import adapter_checksum
 from rollout.assets import pipeline_path
+from rollout.policy import inject_lora
 
-_NETWORKS = {"sd": (UNet2DConditionModel, "unet")}
+logger = logging.getLogger(__name__)
+_NETWORKS = {
+    "sd": (UNet2DConditionModel, "unet"),
+    "sdxl": (UNet2DConditionModel, "unet"),
+    "pixart": (PixArtTransformer2DModel, "transformer"),
+    "sd3": (SD3Transformer2DModel, "transformer"),
+    "flux": (FluxTransformer2DModel, "transformer"),
+}
 """Family -> the network's class and its folder in the pipeline, which is also its prefix in a diffusers LoRA."""
-_KOHYA_PREFIX = {"sd": "lora_unet_"}
+_KOHYA_PREFIX = {"sd": "lora_unet_", "sdxl": "lora_unet_"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,10 @@ class ExportedLora:
 
     folder: Path
     diffusers: Path
-    kohya: Path
+    kohya: Path | None
+    """None where the family has no such file."""
+    peft: Path | None
+    """Folder; None where `diffusers` is enough."""
     card: Path
 
 
@@ -52,7 +74,7 @@ def export_lora(
     before: Mapping[str, float],
     after: Mapping[str, float],
 ) -> ExportedLora:
-    """Write the adapter of `policy.adapter_state()` in both forms, and the card; each file appears whole or not at all.
+    """Write the adapter of `policy.adapter_state()` in every form that its family has, and the card; each file appears whole or not at all.
 
     `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card.
     Raises ValueError, before anything is written, naming what is missing, surplus, misshapen or not finite.
@@ -62,22 +84,31 @@ def export_lora(
     files = ExportedLora(
         folder=folder,
         diffusers=folder / "pytorch_lora_weights.safetensors",
-        kohya=folder / "kohya" / f"{config.run.name}.safetensors",
+        kohya=folder / "kohya" / f"{config.run.name}.safetensors" if config.model.family in _KOHYA_PREFIX else None,
+        peft=folder / "peft" if config.model.family == "pixart" else None,
         card=folder / "README.md",
     )
     card = model_card(config, adapter_sha256=adapter_checksum(state), steps=steps, before=before, after=after)
-    lora = config.model.lora
     common = {"atelier_run": config.run.name, "atelier_base_model": config.model.pretrained}
     _write(files.diffusers, save(diffusers_state(state, config.model), {"format": "pt", **common}))
-    kohya_metadata = {
+    if files.kohya is not None:
+        _write(files.kohya, _kohya_bytes(state, config, common))
+    if files.peft is not None:
+        _write(files.peft / "adapter_model.safetensors", save(peft_state(state), {"format": "pt", **common}))
+        _write(files.peft / "adapter_config.json", json.dumps(_peft_config(config.model), indent=1).encode())
+    _write(files.card, card.encode())
+    return files
+
+
+def _kohya_bytes(state: Mapping[str, Tensor], config: AtelierConfig, common: Mapping[str, str]) -> bytes:
+    lora = config.model.lora
+    metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.scale_numerator),
         "ss_output_name": config.run.name,
     }
-    _write(files.kohya, save(kohya_state(state, config.model), {"format": "pt", **kohya_metadata, **common}))
-    _write(files.card, card.encode())
-    return files
+    return save(kohya_state(state, config.model), {"format": "pt", **metadata, **common})
 
 
 def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
@@ -95,21 +126,33 @@ def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
             )
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"adapter tensor {name} has non-finite values; export an earlier checkpoint")
+    if not any(bool(tensor.any()) for name, tensor in state.items() if ".lora_B." in name):
+        logger.warning(
+            "the adapter of %s changes nothing: all of its B are 0; no update has reached it", model.pretrained
+        )
 
 
 def adapter_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the adapter has on this model, from its configuration alone (no weights)."""
     network_class, folder = _NETWORKS[model.family]
     with torch.device("meta"):
-        network = network_class.from_config(
-            network_class.load_config(pipeline_path(model.pretrained), subfolder=folder)
-        )
-        network.add_adapter(LoraConfig(r=model.lora.rank, target_modules=list(model.lora.target_modules)))
+        network = network_class.from_config(network_class.load_config(_config_place(model), subfolder=folder))
+        inject_lora(network, model.lora)
     return {
         name.replace(".default.", "."): tuple(parameter.shape)
         for name, parameter in network.named_parameters()
         if ".lora_" in name
     }
+
+
+def _config_place(model: ModelSection) -> str:
+    """Where the network's configuration is: beside the weights, or named by `model.config` for a single file."""
+    path = pipeline_path(model.pretrained)
+    if not path.endswith((".safetensors", ".ckpt")):
+        return path
+    if model.config is None:
+        raise ValueError(f"model.pretrained {path} is a single file: name its configuration in model.config to export")
+    return model.config
 
 
 def diffusers_state(state: Mapping[str, Tensor], model: ModelSection) -> dict[str, Tensor]:
@@ -131,6 +174,22 @@ def kohya_state(state: Mapping[str, Tensor], model: ModelSection) -> dict[str, T
         exported[f"{key}.lora_{'down' if half.startswith('A') else 'up'}.weight"] = _plain(tensor)
         exported[f"{key}.alpha"] = torch.tensor(model.lora.scale_numerator)
     return exported
+
+
+def peft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """peft's names (`base_model.model.<layer>.lora_A.weight`), float32; alpha is in its adapter_config.json."""
+    return {f"base_model.model.{name}": _plain(tensor) for name, tensor in state.items()}
+
+
+def _peft_config(model: ModelSection) -> dict[str, object]:
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": model.pretrained,
+        "r": model.lora.rank,
+        "lora_alpha": model.lora.scale_numerator,
+        "target_modules": list(model.lora.target_modules),
+        "inference_mode": True,
+    }
 
 
 def _plain(tensor: Tensor) -> Tensor:

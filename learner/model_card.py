@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from configs.model import FLOW_FAMILIES
 from configs.schema import AtelierConfig
 from rollout.assets import MINIATURE
 
@@ -49,26 +50,56 @@ def _front_matter(base: str) -> str:
     )
 
 
+_PIPELINES = {
+    "sd": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "pixart": "DiffusionPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+}
+
+
 def _usage(config: AtelierConfig, base: str) -> str:
-    noise = config.noise
+    noise, family = config.noise, config.model.family
+    pipeline, ddim = _PIPELINES[family], family not in FLOW_FAMILIES
+    imports = [f"from diffusers import {'DDIMScheduler, ' if ddim else ''}{pipeline}"]
+    load = 'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")'
+    if family == "pixart":
+        imports.append("from peft import PeftModel")
+        load = 'pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "peft")'
+    lines = [*imports, "", f"pipeline = {pipeline}.from_pretrained({json.dumps(base)})"]
+    if ddim:
+        lines.append("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)")
+    eta = f", eta={noise.eta}" if ddim else ""
+    lines += [
+        load,
+        "image = pipeline(",
+        f'    "a prompt", num_inference_steps={noise.num_steps}, guidance_scale={noise.guidance_scale}{eta}',
+        ").images[0]",
+    ]
+    code = "\n".join(lines)
     return f"""## Use
 
 diffusers, in the folder that holds this file:
 
 ```python
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-pipeline = StableDiffusionPipeline.from_pretrained({json.dumps(base)})
-pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")
-image = pipeline(
-    "a prompt", num_inference_steps={noise.num_steps}, guidance_scale={noise.guidance_scale}, eta={noise.eta}
-).images[0]
+{code}
 ```
 
-ComfyUI, AUTOMATIC1111 and others that read kohya's names: put `kohya/{config.run.name}.safetensors` into their folder
-for LoRAs (`models/loras` in ComfyUI) and load it with strength 1. Both files hold the same weights.
+{_elsewhere(config)}
 """
+
+
+def _elsewhere(config: AtelierConfig) -> str:
+    if config.model.family in ("sd", "sdxl"):
+        return (
+            f"ComfyUI, AUTOMATIC1111 and others that read kohya's names: put `kohya/{config.run.name}.safetensors` "
+            "into their folder\nfor LoRAs (`models/loras` in ComfyUI) and load it with strength 1. Both files hold the same "
+            "weights."
+        )
+    if config.model.family == "pixart":
+        return "diffusers has no LoRA loader for PixArt's pipelines; peft puts the adapter on their transformer."
+    return "ComfyUI reads `pytorch_lora_weights.safetensors` as it is: put it into `models/loras`, with strength 1."
 
 
 def _results(config: AtelierConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
