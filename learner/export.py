@@ -74,7 +74,9 @@ def export_lora(
     before: Mapping[str, float],
     after: Mapping[str, float],
 ) -> ExportedLora:
-    """Write the adapter of `policy.adapter_state()` in every form that its family has, and the card; each file appears whole or not at all.
+    """Write the adapter of `policy.adapter_state()` in every form that its family has, and the card.
+
+    Each file appears whole or not at all.
 
     `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card.
     Raises ValueError, before anything is written, naming what is missing, surplus, misshapen or not finite.

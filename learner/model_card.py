@@ -94,8 +94,8 @@ def _elsewhere(config: AtelierConfig) -> str:
     if config.model.family in ("sd", "sdxl"):
         return (
             f"ComfyUI, AUTOMATIC1111 and others that read kohya's names: put `kohya/{config.run.name}.safetensors` "
-            "into their folder\nfor LoRAs (`models/loras` in ComfyUI) and load it with strength 1. Both files hold the same "
-            "weights."
+            "into their folder\nfor LoRAs (`models/loras` in ComfyUI) and load it with strength 1. Both files hold the "
+            "same weights."
         )
     if config.model.family == "pixart":
         return "diffusers has no LoRA loader for PixArt's pipelines; peft puts the adapter on their transformer."
