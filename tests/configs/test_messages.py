@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError, load_config
+from configs.load import PRESET_DIR
 
 Refused = Callable[..., str]
-PRESETS = "Presets: miniature_full, miniature_mspo, quickstart, sd15_spo."
+PRESETS = f"Presets: {', '.join(sorted(file.stem for file in PRESET_DIR.glob('*.yaml')))}."
 
 FILES = {
     "": "mine.yaml: the file is empty; write at least 'run: {name: my-run}', or name a preset",
