@@ -32,6 +32,7 @@ from rollout.evaluation.pictures import PictureFolder, open_folder, write_json, 
 from rollout.evaluation.report import notes, results, table
 from rollout.evaluation.scoring import check_scorers, score_pictures
 from rollout.evaluation.settings import SamplingSettings, evaluation_prompts, parse_scorer
+from rollout.families import FAMILIES
 from rollout.measures import MEASURES
 
 _SHEET_PICTURES = 16
@@ -137,8 +138,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--negative-prompt", default=defaults.negative_prompt, help="what guidance pushes away from")
     add("--image-size", type=int, help="pixels (default: the model's own)")
     add("--dtype", default=defaults.dtype, help="of the base: auto, float32, bfloat16, float16")
-    add("--family", default=defaults.family, help="model family (default: %(default)s)")
-    add("--sampler", default=defaults.sampler, choices=[defaults.sampler], help=argparse.SUPPRESS)
+    add("--family", default=defaults.family, choices=sorted(FAMILIES), help="model family (default: %(default)s)")
     add("--batch-size", type=_positive, default=16, help="pictures sampled or scored together (default: %(default)s)")
     add("--page-prompts", type=_positive, default=64, help="pictures shown and voted on (default: %(default)s)")
     add("--blind-seed", type=int, default=0, help="seed of order and sides in the vote (default: %(default)s)")

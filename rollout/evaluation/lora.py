@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from configs.model import ModelSection, NoiseSection
 from rollout.assets import pipeline_path
-from rollout.families import StableDiffusionFamily
+from rollout.families import FAMILIES
 from rollout.policy import DiffusionPolicy, resolve_dtype
-from rollout.transition import NoiseSchedule
 
 BASE = "base"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-_DOWN = re.compile(r"^unet\.(?P<layer>.+?)\.(?:lora_A|lora\.down|lora_down)\.weight$")
+_DOWN = re.compile(r"^(?:unet|transformer)\.(?P<layer>.+?)\.(?:lora_A|lora\.down|lora_down)\.weight$")
 _UP = re.compile(r"\.(?:lora_B|lora\.up|lora_up)\.weight$")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -83,14 +81,11 @@ class EvaluatedModel:
     def __init__(self, model: ModelSection, noise: NoiseSection, device: torch.device | str) -> None:
         """Raises what diffusers raises for a pipeline that cannot be read, ValueError for an unfit noise schedule."""
         self._model, self._noise, self._device = model, noise, torch.device(device)
-        path = pipeline_path(model.pretrained)
-        self._pipeline: Any = StableDiffusionPipeline.from_pretrained(
-            path,
-            dtype=resolve_dtype(model.dtype, self._device),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
+        dtype = resolve_dtype(model.dtype, self._device)
+        self._family = FAMILIES[model.family].load(
+            pipeline_path(model.pretrained), dtype, network_only=False, model=model
         )
+        self._pipeline: Any = self._family.pipeline
 
     @contextmanager
     def candidate(self, candidate: Candidate) -> Iterator[DiffusionPolicy]:
@@ -108,18 +103,19 @@ class EvaluatedModel:
             self._pipeline.unload_lora_weights()
 
     def _policy(self) -> DiffusionPolicy:
-        family = StableDiffusionFamily(self._pipeline)
-        schedule = NoiseSchedule.from_scheduler(family.scheduler, self._noise.num_steps, eta=self._noise.eta)
-        family.to(self._device)
-        latent_shape = family.latent_shape(self._model.image_size)
-        return DiffusionPolicy(family, schedule.to(self._device), self._noise, latent_shape)
+        shape = self._family.latent_shape(self._model.image_size)
+        schedule = self._family.schedule(self._noise, shape)
+        self._family.to(self._device)
+        return DiffusionPolicy(self._family, schedule.to(self._device), self._noise, shape)
 
     def _load(self, candidate: Candidate) -> None:
         assert candidate.file is not None
-        network, where = self._pipeline.unet, f"LoRA {candidate.file}"
+        network, where = self._family.network, f"LoRA {candidate.file}"
         folder, name = str(candidate.file.parent), candidate.file.name
+        extra = {"unet_config": network.config} if hasattr(self._pipeline, "unet") else {}
         try:
-            state, _ = self._pipeline.lora_state_dict(folder, weight_name=name, unet_config=network.config)
+            found = self._pipeline.lora_state_dict(folder, weight_name=name, **extra)
+            state = found[0] if isinstance(found, tuple) else found
         except Exception as error:  # diffusers' converters fail in many ways on what they do not know
             raise ValueError(f"{where}: not a LoRA that diffusers can read: {_first_line(error)}") from error
         check_layers(state, network, where, self._model.pretrained)
@@ -136,13 +132,13 @@ class EvaluatedModel:
 
 
 def check_layers(state: Mapping[str, Tensor], network: nn.Module, where: str, base: str) -> None:
-    """Raises ValueError unless every U-Net layer of a LoRA in diffusers' names is in `network`, with as many inputs."""
+    """Raises ValueError unless every layer of a LoRA in diffusers' names is in `network`, with as many inputs."""
     layers = {match["layer"]: tensor for key, tensor in state.items() if (match := _DOWN.match(key))}
     modules = dict(network.named_modules())
     if not layers:
         first = ", ".join(sorted(state)[:3]) or "none at all"
         raise ValueError(
-            f"{where}: no LoRA weights of a U-Net in it (tensors: {first}); is it for another model family?"
+            f"{where}: no LoRA weights of this family in it (tensors: {first}); was it made for another model family?"
         )
     if strange := sorted(name for name in layers if not isinstance(modules.get(name), nn.Linear | nn.Conv2d)):
         raise ValueError(

@@ -28,7 +28,6 @@ class SamplingSettings:
     family: str = "sd"
     seed: int = 20_000
     """Seed of the first picture's noise; picture n uses seed + n."""
-    sampler: str = "ddim"
     steps: int = 20
     """Papers: 20."""
     guidance: float = 5.0
@@ -48,8 +47,9 @@ class SamplingSettings:
         return self._config().noise
 
     def to_json(self) -> dict[str, Any]:
-        """With the base's fingerprint, so that an exchanged base is noticed."""
-        return {**asdict(self), "base_fingerprint": fingerprint(pipeline_path(self.base))}
+        """With the sampler's name, and the base's fingerprint, so that an exchanged base is noticed."""
+        sampler = "flow_sde" if self.family in ("sd3", "flux") else "ddim"
+        return {**asdict(self), "sampler": sampler, "base_fingerprint": fingerprint(pipeline_path(self.base))}
 
     def _config(self) -> Any:
         model = {"family": self.family, "pretrained": self.base, "dtype": self.dtype, "image_size": self.image_size}

@@ -183,7 +183,7 @@ def test_a_lora_of_another_model_is_refused_by_layer(
             "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": (2, 320),
             "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight": (320, 2),
         },
-        "flux": {"transformer.x.lora_A.weight": (2, 8), "transformer.x.lora_B.weight": (8, 2)},
+        "control": {"controlnet.x.lora_A.weight": (2, 8), "controlnet.x.lora_B.weight": (8, 2)},
         "tall": {
             "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": (2, 32),
             "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight": (48, 2),
@@ -196,7 +196,7 @@ def test_a_lora_of_another_model_is_refused_by_layer(
     assert "1 of 1 layers do not exist" in message and "first down_blocks.9.to_q" in message
     message = refused(capsys, [*given, str(tmp_path / "wide.safetensors")])
     assert "attn1.to_q reads 320 channels there, 32 in" in message
-    assert "another model family" in refused(capsys, [*given, str(tmp_path / "flux.safetensors")])
+    assert "another model family" in refused(capsys, [*given, str(tmp_path / "control.safetensors")])
     assert "does not fit" in refused(capsys, [*given, str(tmp_path / "tall.safetensors")])
 
 
