@@ -34,6 +34,7 @@ from learner.results import WORKER_MEMORY_TAG, conclude
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
 from rollout.evaluator import EvalResult, evaluation_prompts
+from rollout.init_lora import check_init_lora
 from rollout.pool_actor import PoolClient
 from rollout.prompt_length import overlong_note
 from rollout.prompts import load_prompts
@@ -125,12 +126,16 @@ def read_inputs(config: AtelierConfig) -> tuple[str, ...]:
     except ValueError as error:
         raise RunError(str(error)) from error
     try:
-        adapter_shapes(config.model)  # reads the model's configuration, not its weights
+        shapes = adapter_shapes(config.model)  # reads the model's configuration, not its weights
     except (OSError, ValueError) as error:
         raise RunError(
             f"model.pretrained = {config.model.pretrained} with model.lora.target_modules = "
             f"{config.model.lora.target_modules}: {str(error).strip().splitlines()[0]}"
         ) from error
+    try:
+        check_init_lora(config.model, shapes)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     return prompts
 
 

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from configs.model import ModelSection
+
 FILE_NAME = "pytorch_lora_weights.safetensors"
 _PREFIXES = ("unet.", "transformer.")
 
@@ -36,21 +38,35 @@ def start_from_lora(
     if merged:
         _merge(network, state, path)
         return
-    if differing := sorted(adapter.keys() ^ state.keys()):
+    check_fits(state, {name: tuple(parameter.shape) for name, parameter in adapter.items()}, path)
+    with torch.no_grad():
+        for name, parameter in adapter.items():
+            parameter.copy_(state[name] / scale if ".lora_B." in name else state[name])
+
+
+def check_init_lora(model: ModelSection, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError, before anything is loaded, when `model.init_lora` cannot start an adapter of these shapes."""
+    if model.init_lora is None:
+        return
+    state = read_lora(model.init_lora)
+    if model.init_lora_mode == "adapter":
+        check_fits(state, shapes, model.init_lora)
+
+
+def check_fits(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], path: str) -> None:
+    """Raise ValueError, with the fix, unless `state` has exactly the tensors of an adapter of these shapes."""
+    if differing := sorted(shapes.keys() ^ state.keys()):
         raise ValueError(
             f"model.init_lora = {path}: {len(differing)} tensors differ from this adapter's, first {differing[:3]}. "
             f"Set model.lora.target_modules as in the run that exported it, or model.init_lora_mode to merged"
         )
-    for name, parameter in adapter.items():
-        if state[name].shape != parameter.shape:
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != shape:
             raise ValueError(
                 f"model.init_lora = {path}: {name} has shape {tuple(state[name].shape)}, this adapter needs "
-                f"{tuple(parameter.shape)}. Set model.lora.rank as in the run that exported it, or "
+                f"{shape}. Set model.lora.rank as in the run that exported it, or "
                 f"model.init_lora_mode to merged"
             )
-    with torch.no_grad():
-        for name, parameter in adapter.items():
-            parameter.copy_(state[name] / scale if ".lora_B." in name else state[name])
 
 
 def read_lora(path: str) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from learner.export import export_lora
+from learner.export import adapter_shapes, export_lora
 from rollout.conditioning import Conditioning
-from rollout.init_lora import FILE_NAME, read_lora
+from rollout.init_lora import FILE_NAME, check_init_lora, read_lora
 from rollout.policy import load_policy
 from tests.learner.inprocess import Mailbox as RealMailbox
 from tests.learner.inprocess import Rollout, Telemetry, single_process_group, small_config
@@ -113,6 +113,10 @@ def test_another_shape_of_adapter_is_refused_with_the_fix(first_run, change, mes
     model = config.model.model_copy(update={"init_lora": str(config.run.path), "lora": lora})
     with pytest.raises(ValueError, match=message):
         load_policy(model, config.noise, "cpu", seed=2)
+    with pytest.raises(ValueError, match=message):  # what a run looks at before it starts anything
+        check_init_lora(model, adapter_shapes(model))
+    merged = model.model_copy(update={"init_lora_mode": "merged"})
+    check_init_lora(merged, adapter_shapes(merged))
 
 
 def test_bad_files_are_refused_by_name(first_run, tmp_path):

@@ -1,0 +1,21 @@
+"""The decoder's memory, counted on tensors without data: the formula of docs/objectives.md holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.pixel_memory import peak_bytes
+
+BYTES_A_PIXEL = 4 * (2688 + 168 + 256)
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_peak_follows_the_formula(side):
+    pictures = 2 * 2 * 3 * 4 * side**2  # decoded and target, of both pictures
+    assert peak_bytes(side, 2) == pytest.approx(BYTES_A_PIXEL * side**2 + pictures, rel=0.02)
+
+
+def test_more_pictures_cost_only_themselves():
+    grown = peak_bytes(128, 8) - peak_bytes(128, 2)
+    assert grown < 6 * 3 * 3 * 4 * 128**2, "far less than an activation each"
+    assert peak_bytes(128, 8, checkpointed=False) > 10 * peak_bytes(128, 8)
