@@ -24,6 +24,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from configs.cautions import cautions
 from configs.errors import ConfigError
 from configs.load import dump_config, load_config
+from configs.memory import render_memory
 from configs.placement import compare, placement, render_placement
 from configs.schema import AtelierConfig
 from learner import cluster
@@ -86,10 +87,11 @@ def with_absolute_run_dir(config: AtelierConfig) -> AtelierConfig:
 
 
 def dry_run(config: AtelierConfig, address: str | None) -> int:
-    """Print the resolved configuration and the placement. Status 1 where the cluster has too little."""
+    """Print the resolved configuration, placement and expected memory. Status 1 where the cluster has too little."""
     say(dump_config(config))
     resources = cluster.resources(address)
     say(render_placement(config, resources))
+    say(render_memory(config))
     return 1 if compare(placement(config), resources) else 0
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from configs.model import ModelSection, NoiseSection
 from rollout.conditioning import Conditioning
-from rollout.families.loading import read_pipeline
+from rollout.families.loading import check_tokenizers, read_pipeline
 from rollout.transition import NoiseSchedule
 
 _NEGATIVE = "negative_"
@@ -81,6 +81,7 @@ class PipelineFamily:
         pipeline, scale = read_pipeline(cls.pipeline_classes(), cls.network_part, path, dtype, absent, model)
         family = cls(pipeline, vae_scale_factor=scale)
         family.check()
+        check_tokenizers(pipeline, path)
         return family
 
     @classmethod

@@ -75,6 +75,31 @@ def read_part(part_class: Any, path: str, subfolder: str | None, dtype: torch.dt
     return part
 
 
+def check_tokenizers(pipeline: Any, path: str) -> None:
+    """Raise ValueError for a tokenizer without padding or end, or with tokens that its text encoder has no row for."""
+    for number in ("", "_2", "_3"):
+        tokenizer = getattr(pipeline, f"tokenizer{number}", None)
+        encoder = getattr(pipeline, f"text_encoder{number}", None)
+        if tokenizer is None or encoder is None:
+            continue
+        place = f"{path}/tokenizer{number}"
+        for name in ("pad_token", "eos_token"):
+            if getattr(tokenizer, name) is None:
+                raise ValueError(f"{place}: the tokenizer has no {name}; prompts cannot be padded to one length")
+        rows = encoder.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise ValueError(
+                f"{place}: the tokenizer has {len(tokenizer)} tokens and text_encoder{number} has rows for {rows}; "
+                "they belong to different models"
+            )
+        longest = getattr(encoder.config, "max_position_embeddings", None)
+        if longest is not None and tokenizer.model_max_length > longest:
+            raise ValueError(
+                f"{place}: model_max_length is {tokenizer.model_max_length} and text_encoder{number} reads {longest} "
+                "tokens at most; correct tokenizer_config.json"
+            )
+
+
 def _read_index(path: str) -> Mapping[str, Any]:
     if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
         raise ValueError(f"model.pretrained {path}: no model_index.json there; it is not a diffusers pipeline")

@@ -1,0 +1,80 @@
+"""The sizes behind `--dry-run`, counted on networks of the published configuration without their weights."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
+
+from configs import AtelierConfig, build_config, load_config
+from configs.memory import CLIP_BIG_G, CLIP_L, SIZES, STEP_AWARE_VIT_H, T5_XXL, expected_memory, render_memory
+from configs.model import LoraSection
+from reward.step_aware import StepAwarePreferenceModel
+from rollout.policy import inject_lora
+from tests.benchmarks.published import NETWORKS
+
+
+def millions(module, only=""):
+    return sum(p.numel() for name, p in module.named_parameters() if only in name) / 1e6
+
+
+@pytest.mark.parametrize("family", NETWORKS)
+def test_networks_and_adapters_have_the_stated_size(family):
+    network_class, settings = NETWORKS[family]
+    with torch.device("meta"):
+        network = network_class(**settings)
+        found = millions(network)
+        inject_lora(network, LoraSection(rank=1))
+    assert SIZES[family].network == pytest.approx(found, rel=2e-3)
+    assert SIZES[family].adapter_per_rank == pytest.approx(millions(network, ".lora_"), rel=2e-3)
+
+
+def test_the_other_parts_have_the_stated_size():
+    with torch.device("meta"):
+        clip = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        big = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+        assert millions(CLIPTextModel(CLIPTextConfig(**clip))) == pytest.approx(CLIP_L, rel=1e-3)
+        text = CLIPTextModelWithProjection(CLIPTextConfig(**big, projection_dim=1280))
+        assert millions(text) == pytest.approx(CLIP_BIG_G, rel=1e-3)
+        t5 = T5Config(
+            vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        assert millions(T5EncoderModel(t5)) == pytest.approx(T5_XXL, rel=1e-3)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+        text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        vision = {
+            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+            "patch_size": 14,
+        }  # fmt: skip
+        clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=1024))
+        assert millions(StepAwarePreferenceModel(clip)) == pytest.approx(STEP_AWARE_VIT_H, rel=1e-3)
+        assert millions(vae) == pytest.approx(SIZES["sdxl"].autoencoder, rel=1e-3)
+
+
+def test_a_worker_and_a_learner_by_hand():
+    """SDXL in bfloat16, rank 64: (2567.46 + 83.65 + 817.72) x 2 + 92.9 x 4 + 1306 x 4, and 2567.46 x 2 + 92.9 x 16."""
+    model = {"family": "sdxl", "pretrained": "checkpoint", "dtype": "bfloat16", "lora": {"rank": 64}}
+    config = build_config({"model": model, "evaluation": {"measures": []}})
+    memory = expected_memory(config)
+    assert memory["rollout worker"] == pytest.approx(12.534e9, rel=1e-3)
+    assert memory["learner rank"] == pytest.approx(6.621e9, rel=1e-3)
+    assert "learner rank: 6.6 GB" in render_memory(config)
+    without = build_config({"model": {**model, "family": "sd3", "t5": False}, "evaluation": {"measures": []}})
+    with_t5 = build_config({"model": {**model, "family": "sd3"}, "evaluation": {"measures": []}})
+    saved = expected_memory(with_t5)["rollout worker"] - expected_memory(without)["rollout worker"]
+    assert saved == pytest.approx(9.52e9, rel=1e-3)
+
+
+def test_the_miniature_asks_for_nothing():
+    assert expected_memory(AtelierConfig()) == {} and "no GPU" in render_memory(load_config("quickstart"))
