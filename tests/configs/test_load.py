@@ -114,7 +114,7 @@ def test_custom_resources_take_any_name(load: Load) -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_dump_and_load_round_trip_exactly(name: str, tmp_path: Path) -> None:
-    config = load_config(name, ["run.dir=/data/runs/1e5", "run.name=007", "noise.negative_prompt='no: \"x\"\n'"])
+    config = load_config(name, ["run.dir=/data/runs/1e5", "run.name=007", "prompts.source='no: \"x\"\n'"])
     file = tmp_path / "resolved.yaml"
     write_resolved(config, file)
     assert load_config(file) == config
