@@ -55,6 +55,13 @@ Preference model, share of held-out pairs in which the preferred picture scores 
 | crisp against soft or hatched, same caption | {finish_pairs} |
 | as captioned against one word wrong, same finish | {caption_pairs} |
 
+Its score must follow the finish, not the tint. Mean change of the score:
+
+| | {score_steps} |
+|---|{score_rules}|
+| crisp instead of soft or hatched | {score_finish} |
+| a tint of deviation 0.02 (pictures in [-1, 1]), either way | {score_tint} |
+
 ## Limits
 
 It knows this world only. The preference model was trained on the base model's own predictions of rendered pairs: its
@@ -65,7 +72,7 @@ scores mean nothing for pictures of other things.
 def write_card(figures: dict[str, Any], path: Path) -> None:
     """Fills the template with the figures of `rollout.miniature.measure` and, from provenance.txt beside the card, how
     these very weights came about."""
-    judge, heldout, preference = figures["judge"], figures["heldout"], figures["preference"]
+    judge, heldout, preference, score = (figures[name] for name in ("judge", "heldout", "preference", "score"))
     parameters = {name: count / 1e6 for name, count in figures["sizes"]["parameters"].items()}
     training = {
         command: ", ".join(f"{name} {value:,}" for name, value in settings.items())
@@ -89,6 +96,10 @@ def write_card(figures: dict[str, Any], path: Path) -> None:
         step_rules="---|" * (len(timesteps) - 1) + "---",
         finish_pairs=_row(preference["finish"]),
         caption_pairs=_row(preference["caption"]),
+        score_steps=" | ".join(f"t = {t}" for t in score["tint"]),
+        score_rules="---|" * (len(score["tint"]) - 1) + "---",
+        score_finish=" | ".join(f"{change:+.2f}" for change in score["finish"].values()),
+        score_tint=" | ".join(f"{change:.2f}" for change in score["tint"].values()),
         provenance=(path.parent / "provenance.txt").read_text().strip(),
         **training,
         **heldout,

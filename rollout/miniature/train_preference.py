@@ -29,7 +29,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from reward.losses import preference_loss
 from reward.preprocess import clip_pixels
 from reward.step_aware import StepAwarePreferenceModel, unit
-from rollout.miniature.preference_data import Pairs, sample_pairs
+from rollout.miniature.preference_data import Pairs, sample_pairs, vary
 from rollout.miniature.tokens import MAX_TOKENS, write_tokenizer
 from rollout.miniature.train_denoiser import tokenise
 from rollout.miniature.training import (
@@ -44,7 +44,7 @@ from rollout.miniature.training import (
 from rollout.miniature.world import Split
 
 SEED = 303
-CLEAN_STEPS, SHARDS, STEPS = 1300, 24, 2000
+CLEAN_STEPS, SHARDS, STEPS = 1300, 48, 3000
 RATE_CLEAN, RATE = 1e-3, 6e-4
 GUIDANCE = 5.0
 ACCURACY_AT = (0, 251, 501, 701, 951)  # timesteps
@@ -171,7 +171,8 @@ def train_clean(clip: CLIPModel, tokenizer: CLIPTokenizer, total_steps: int, sta
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, RATE_CLEAN, 100, total_steps)
         pairs = sample_pairs(PAIRS_PER_STEP, f"{SEED}/clean/{step}")
-        pixels = clip_pixels(torch.cat([pairs.first, pairs.second]), 64)
+        draw = torch.Generator().manual_seed(SEED + step)
+        pixels = clip_pixels(vary(torch.cat([pairs.first, pairs.second]), draw), 64)
         with torch.autocast("cpu", torch.bfloat16):
             images = clip.get_image_features(pixels)
             texts = clip.get_text_features(tokenise(tokenizer, pairs.captions))
@@ -209,8 +210,9 @@ def train_step_aware(
     for step in range(first, total_steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, RATE, 100, total_steps)
-        rows = torch.randint(0, len(tokens), (PAIRS_PER_STEP,), generator=torch.Generator().manual_seed(SEED + step))
-        images = to_float(torch.cat([data.first[rows], data.second[rows]]))
+        draw = torch.Generator().manual_seed(SEED + step)
+        rows = torch.randint(0, len(tokens), (PAIRS_PER_STEP,), generator=draw)
+        images = vary(to_float(torch.cat([data.first[rows], data.second[rows]])), draw)
         with torch.autocast("cpu", torch.bfloat16):
             scores = model.score(images, tokens[rows].repeat(2, 1), data.timesteps[rows].repeat(2))
         score_a, score_b = scores.chunk(2)
