@@ -3,8 +3,8 @@
     python -m rollout.miniature.measure
 
 Judge on fresh renders and on the autoencoder's reconstructions of them; base model on the 256 bundled held-out captions
-(guidance 5, 20 DDIM steps, eta 1); preference model on held-out pairs, and what a tint does to its score; parameters and
-file sizes. A few minutes.
+(guidance 5, 20 DDIM steps, eta 1); preference model on held-out pairs, and what a tint does to its score; parameters
+and file sizes. A few minutes.
 """
 
 import json
