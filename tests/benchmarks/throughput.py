@@ -29,7 +29,7 @@ from rollout.prompts import PromptItem
 from rollout.records import PreferenceGroup
 from rollout.stepwise import StepwiseSampler
 from rollout.transition import log_prob, transition
-from tests.benchmarks.sized import miniature, sd15_policy, vit_h_scorer
+from tests.benchmarks.sized import miniature, sd15_policy, sdxl_policy, vit_h_scorer
 
 
 def count_tflop(call: Callable[[], Any]) -> float:
@@ -125,10 +125,11 @@ def measure_learner(policy: DiffusionPolicy, groups: list[PreferenceGroup], micr
 
 
 def run(model: str, device: torch.device, *, prompts: int, k: int, micro_batch: int, max_batch: int) -> dict:
-    """Both measurements for `miniature` or `sd15`."""
+    """Both measurements for `miniature`, `sd15` or `sdxl`."""
+    sized = {"sd15": sd15_policy, "sdxl": sdxl_policy}
     with tempfile.TemporaryDirectory() as folder:
-        if model == "sd15":
-            policy, scorer = sd15_policy(device), vit_h_scorer(device, Path(folder))
+        if model in sized:
+            policy, scorer = sized[model](device), vit_h_scorer(device, Path(folder))
         else:
             policy, scorer = miniature(device)
     policy.max_batch = max_batch
@@ -147,7 +148,7 @@ def run(model: str, device: torch.device, *, prompts: int, k: int, micro_batch: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["miniature", "sd15"], default="miniature")
+    parser.add_argument("--model", choices=["miniature", "sd15", "sdxl"], default="miniature")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--k", type=int, default=4)
