@@ -130,7 +130,7 @@ def test_pickled_code_is_not_run(small_clip: Path, tmp_path: Path) -> None:
 
 
 def test_nested_mapping_is_refused(small_clip: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    torch.save({"state_dict": state}, tmp_path / "spm.bin")
+    torch.save({"model": state, "step": 3}, tmp_path / "spm.bin")
     with pytest.raises(ValueError, match="not a flat mapping"):
         StepAwarePreferenceModel.from_pretrained(small_clip, tmp_path / "spm.bin")
 
