@@ -1,15 +1,16 @@
 """Trains the miniature's step-aware preference model (SPM) for the taste `crisp`.
 
-    python -m rollout.miniature.train_preference              # three phases, about 20 minutes on 2 cores, resumable
+    python -m rollout.miniature.train_preference              # three phases, about 20 minutes on one core, resumable
 
 1. clean    a small CLIP on clean renders: pairs of one caption, crisp preferred; pictures against captions (InfoNCE)
 2. predict  pairs as the sampler sees them: both latents noised alike, t ~ U{0..999}, x0 predicted by the base U-Net
             with guidance 5, decoded, clamped; kept on disk as 8-bit pictures (work/miniature/predictions)
 3. step     the CLIP, made time-conditional (reward.step_aware), on those pairs with their t; cross-entropy of the two
 
-Departures from the paper: the start is a CLIP trained here rather than PickScore, and predictions are made once and
-used for several epochs. The result is rollout/miniature/spm: CLIP's config and tokenizer, and step_aware.safetensors;
-rollout.miniature.measure reports its accuracy by timestep.
+Phases 1 and 3 read every picture varied (preference_data.vary), each of a pair on its own and anew at every step.
+Departures from the paper: that variation; the start is a CLIP trained here rather than PickScore; and predictions are
+made once and used for several epochs. The result is rollout/miniature/spm: CLIP's config and tokenizer, and
+step_aware.safetensors; rollout.miniature.measure reports its accuracy by timestep.
 
 T pairs; pictures [T, 3, 64, 64] in [-1, 1]; latents [T, 8, 16, 16]; timesteps int64 [T].
 """
