@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from configs import ConfigError
+import yaml
+
 from configs.load import build_config
 from configs.model import ModelSection, NoiseSection
 from configs.yaml_io import parse, problem
@@ -104,12 +105,9 @@ def parse_scorer(text: str) -> Any:
     """
     try:
         fields = parse(text) if text.lstrip().startswith("{") else _fields(text)
-        return build_config({"rollout": {"scorer": fields}}, source=f"--scorers {text}").rollout.scorer
-    except ConfigError:
-        raise
-    except Exception as error:  # yaml's own errors are many; all mean the same here
-        reason = problem(error) if hasattr(error, "problem_mark") else str(error)
-        raise ValueError(f"--scorers {text!r}: {reason}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"--scorers {text!r}: {problem(error)}") from error
+    return build_config({"rollout": {"scorer": fields}}, source=f"--scorers {text}").rollout.scorer
 
 
 def _fields(text: str) -> dict[str, Any]:
@@ -118,7 +116,7 @@ def _fields(text: str) -> dict[str, Any]:
     for part in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = part.partition("=")
         if not equals or not key.strip():
-            raise ValueError(f"expected key=value after the colon, found {part!r}")
+            raise ValueError(f"--scorers {text!r}: expected key=value after the colon, found {part!r}")
         fields[key.strip()] = parse(value)
     return fields
 

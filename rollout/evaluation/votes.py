@@ -130,8 +130,8 @@ def tally(labels: Labels) -> Tally:
     voters = sorted(by_voter)
     pairwise = {pair: _equal(labels, [pair]) for pair in combinations(voters, 2)}
     with_others = {v: _equal(labels, [(v, other) for other in voters if other != v]) for v in voters}
-    counts = [majorities[outcome] for outcome in OUTCOMES]
-    return Tally(*counts, dict(by_voter), with_others, pairwise, krippendorff_alpha(labels))
+    wins, ties, losses = (majorities[outcome] for outcome in OUTCOMES)
+    return Tally(wins, ties, losses, dict(by_voter), with_others, pairwise, krippendorff_alpha(labels))
 
 
 def majority(labels: Sequence[str]) -> str:

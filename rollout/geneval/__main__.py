@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ def judge_all(items: Sequence[tuple[Path, Rule]], detector: Detector, colours: C
             image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{file}: not a readable picture: {error}") from error
-        verdict = judge(rule, detector.detect(image), lambda found, image=image: colours.classify(image, found))
+        verdict = judge(rule, detector.detect(image), partial(colours.classify, image))
         judged.append(Judged(file, rule, verdict))
     return judged
 

@@ -79,4 +79,5 @@ def masked_crop(image: Image.Image, detection: Detection) -> Image.Image:
     if detection.mask is not None:
         blank = Image.new("RGB", image.size, BACKGROUND)
         image = Image.composite(image.convert("RGB"), blank, Image.fromarray(detection.mask))
-    return image.crop(tuple(int(edge) for edge in detection.box))
+    x0, y0, x1, y1 = detection.box
+    return image.crop((int(x0), int(y0), int(x1), int(y1)))
