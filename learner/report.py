@@ -36,6 +36,9 @@ def update_metrics(result: UpdateResult | None, pairs: int, lr: float) -> dict[s
 def _tag(name: str) -> str:
     if name.startswith("count/"):
         return name.replace("count/", "pairs/")
+    group, _, rest = name.partition("/")
+    if group in ("error", "pixel"):  # of pictures, in the latent or decoded: what the loss was made of
+        return f"loss/{group}_{rest.replace('/', '_')}"
     return _TAGS.get(name, name)
 
 

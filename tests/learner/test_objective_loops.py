@@ -9,6 +9,7 @@ import torch
 
 from learner.checkpoint import find_checkpoint
 from learner.loop import train
+from learner.telemetry import GROUPS
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group, small_config
 from tests.learner.ranks import run_ranks, train_on
 from tests.tiny import make_final_group, tiny_pipeline
@@ -62,6 +63,7 @@ def test_an_objective_trains_publishes_and_reports(pipeline, tmp_path, name):
         assert line["loss/total"] == pytest.approx(FIRST_LOSS[name], abs=5e-3)
     assert line["pairs/trained"] == 2 * UNITS.get(name, 1) and line["pairs/kept_share"] == 1
     assert ("loss/pixel" in line) == ("pixel" in objective)
+    assert {tag.partition("/")[0] for tag in line} <= set(GROUPS), "what TensorBoard's writer takes"
     assert rollout.stats()["trained"] == 4
 
 
