@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from configs.evaluation_checks import EVALUATION_CHECKS
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.model import FLOW_FAMILIES
 from configs.rollout import ResourcesSection, SigmaThreshold, StepwiseSampler
@@ -294,4 +295,5 @@ CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
     _grid_has_its_prompts,
     _best_is_evaluated,
     _judge_knows_the_model,
+    *EVALUATION_CHECKS,
 )

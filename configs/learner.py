@@ -9,6 +9,7 @@ from pydantic import Field
 from configs.base import Section
 from configs.objectives import REFERENCES, Objective, SpoObjective
 from configs.rollout import ResourcesSection
+from configs.scorers import ScorerSection
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -139,5 +140,13 @@ class EvaluationSection(Section):
     """Pictures in the image grid."""
     measures: list[Literal["judge"]] = []
     """Held-out measures beside the reward in use; `judge` reads the miniature's pictures."""
+    scorers: list[ScorerSection] = []
+    """Held-out scorers, reported under their full names; one that the model is trained for is refused."""
+    pictures_per_prompt: int = Field(1, ge=1)
+    """Seeds of each prompt; from 2 on, diversity within prompts is reported too."""
+    embedding: str = "pixels"
+    """What diversity compares: `pixels` (8x8 colours, no model), or directory or hub id of a CLIP in HF's format."""
+    stop_on_drift: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Largest change of a statistic from the starting model, {appearance/saturation: 20}; beyond it the run stops."""
     resources: ResourcesSection = ResourcesSection()
     """What the evaluator asks for."""

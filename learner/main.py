@@ -34,6 +34,7 @@ from learner.progress import ProgressLine
 from learner.results import WORKER_MEMORY_TAG, conclude
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
+from rollout.drift import exceeded
 from rollout.evaluator import EvalResult, evaluation_prompts
 from rollout.init_lora import check_init_lora
 from rollout.pool_actor import PoolClient
@@ -207,6 +208,8 @@ class Driver:
             self._collect_base(wait=False)
         except RayError as error:
             return f"evaluation failed: {cluster.root_cause(error)}"
+        if limits := self._config.evaluation.stop_on_drift:
+            return exceeded(limits, _answer(self._actors.telemetry.latest.remote(list(limits)), {}))
         return None
 
     def _collect_base(self, *, wait: bool) -> None:
@@ -253,7 +256,7 @@ class Driver:
         published = self._actors.mailbox.fetch(None)
         assert published is not None and self._base is not None and self._learner.outcome is not None
         version, state = published
-        say(f"evaluating the trained model: {self._config.evaluation.num_prompts} pictures")
+        say(f"evaluating the trained model: {len(self._base.images)} pictures")
         after = self._until(self._actors.evaluator.evaluate.remote(state, version.sha256))
         words = conclude(
             self._config, self._actors, self._learner.outcome, published, self._base, after, self._began_sec

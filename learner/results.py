@@ -81,6 +81,7 @@ def conclude(
         lora=lora.folder,
         checkpoints=config.run.path / "checkpoints",
         differences=differences(before, after),
+        drift=after.drift,
     )
 
 

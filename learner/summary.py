@@ -98,11 +98,12 @@ def closing_text(
     lora: Path,
     checkpoints: Path,
     differences: Mapping[str, Interval],
+    drift: Mapping[str, float] | None = None,
 ) -> str:
     """The last thing on the console: the result with its 95 % intervals, where the files are, and what to run next.
 
-    base_model: directory or hub id. differences: after - before, may be empty. Paths below the working directory are
-    shown relative to it.
+    base_model: directory or hub id. differences: after - before, may be empty. drift: as `EvalResult.drift`. Paths
+    below the working directory are shown relative to it.
     """
     lines = ["", f"Finished {summary.steps} steps in {format_duration(summary.wall_sec)}.", ""]
     before, after = summary.eval.before, summary.eval.after
@@ -111,6 +112,9 @@ def closing_text(
         change = differences.get(name)
         interval = f"  ({change.mean:+.4g}, 95 % interval {change.low:+.4g} .. {change.high:+.4g})" if change else ""
         lines.append(f"  {name:<{width}}  {before[name]:9.4g} -> {after[name]:<9.4g}{interval}".rstrip())
+    if drift:
+        lines += ["", "Changes of the pictures from the starting model, same prompts and seeds:", ""]
+        lines += [f"  {tag:<{max(map(len, drift))}}  {change:+.4g}" for tag, change in drift.items()]
     base = _shown(Path(base_model)) if Path(base_model).exists() else base_model
     places = {
         "TensorBoard": f"{_tensorboard()} --logdir {_shown(run_dir / 'tb')}",

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,10 @@ class Telemetry:
             "eta_sec": self._eta_sec(),
             "nonfinite_scalars": self._nonfinite,
         }
+
+    def latest(self, tags: Sequence[str]) -> dict[str, float]:
+        """The last value of each of these scalars that has one."""
+        return {tag: float(self._log.latest[tag]) for tag in tags if tag in self._log.latest}
 
     def close(self) -> None:
         """Flushes and closes both files; a second call does nothing."""

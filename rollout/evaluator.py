@@ -3,14 +3,15 @@
     main ── evaluate(None) ───────────────► base ───┐
     main ── evaluate(adapter, sha256) ──► adapted ──┴─► EvalResult: means ─► eval/ tags, pictures ─► contact sheet
 
-The reward in use scores finished pictures at timestep 0; the measures (rollout/measures.py) only measure.
+The reward in use scores finished pictures at timestep 0; held-out scorers and measures (rollout/measures.py) only
+measure. Appearance and diversity are reported as changes from the base (rollout/drift.py), which is evaluated first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from reward import build_scorer
 from reward.base import Scorer
+from reward.diversity import build_embedder
 from rollout.actors import NAMESPACE, actor_name, compute_options
 from rollout.adapter import adapter_checksum, deserialise_adapter
 from rollout.assets import MINIATURE
+from rollout.drift import changes, picture_statistics
 from rollout.measures import MEASURES, Interval, Measure, paired_difference
 from rollout.memory import peak_memory_bytes
 from rollout.policy import DiffusionPolicy, load_policy
@@ -47,10 +50,14 @@ class EvalResult:
     images: np.ndarray
     """uint8 [N, h, w, 3]"""
     prompts: tuple[str, ...]
+    statistics: dict[str, float] = field(default_factory=dict)
+    """`appearance/` and `diversity/` of these pictures."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """The same names: change from the starting model."""
 
     def scalars(self) -> dict[str, float]:
-        """The metrics as TensorBoard tags."""
-        return {f"eval/{name}": value for name, value in self.metrics.items()}
+        """The metrics and the drift as TensorBoard tags."""
+        return {**{f"eval/{name}": value for name, value in self.metrics.items()}, **self.drift}
 
 
 def differences(before: EvalResult, after: EvalResult) -> dict[str, Interval]:
@@ -66,8 +73,11 @@ def evaluate(
     seeds: Sequence[int],
     measures: Sequence[Measure],
     batch_size: int,
+    held_out: Sequence[Scorer] = (),
 ) -> EvalResult:
     """Sample a picture for each prompt and seed, score it and measure it.
+
+    Held-out scorers are reported under their names.
 
     Raises ValueError when prompts and seeds differ in number, FloatingPointError for a score or measure that is not
     finite, naming it and the prompt.
@@ -80,7 +90,8 @@ def evaluate(
         texts = list(prompts[start : start + batch_size])
         latents = sample_latents(policy, policy.encode(texts), seeds[start : start + batch_size])
         pictures = policy.decode(latents)
-        for name, found in _measured(scorer, measures, latents, pictures, texts).items():
+        scorers = {REWARD: scorer, **{other.name: other for other in held_out}}
+        for name, found in _measured(scorers, measures, latents, pictures, texts).items():
             values.setdefault(name, []).extend(found)
         images.append(to_uint8(pictures))
     means = {name: math.fsum(found) / len(found) for name, found in values.items()}
@@ -93,10 +104,13 @@ def to_uint8(pictures: Tensor) -> np.ndarray:
 
 
 def _measured(
-    scorer: Scorer, measures: Sequence[Measure], latents: Tensor, pictures: Tensor, prompts: list[str]
+    scorers: Mapping[str, Scorer], measures: Sequence[Measure], latents: Tensor, pictures: Tensor, prompts: list[str]
 ) -> dict[str, list[float]]:
     clean = torch.zeros(len(prompts), dtype=torch.int64, device=pictures.device)
-    found = {REWARD: scorer.score(latents if scorer.reads == "latent" else pictures, prompts, clean)}
+    found = {
+        name: scorer.score(latents if scorer.reads == "latent" else pictures, prompts, clean)
+        for name, scorer in scorers.items()
+    }
     for measure in measures:
         found.update(measure(pictures.cpu(), prompts))
     for name, value in found.items():
@@ -119,6 +133,12 @@ class Evaluator:
         self._policy = load_policy(config.model, config.noise, device, seed=config.run.seed)
         self._scorer = build_scorer(config.rollout.scorer, device)
         self._measures = [MEASURES[name]() for name in settings.measures]
+        self._held_out = [build_scorer(section, device) for section in settings.scorers]
+        names = [REWARD, self._scorer.name, *(scorer.name for scorer in self._held_out)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"evaluation.scorers: {twice} is there twice, or is what the model is trained for")
+        self._embed = build_embedder(settings.embedding, device)
+        self._base: dict[str, float] | None = None
 
     def evaluate(self, adapter: bytes | None, sha256: str | None = None) -> EvalResult:
         """Evaluate the adapter (`serialise_adapter` bytes), or the base where it is None.
@@ -126,20 +146,30 @@ class Evaluator:
         `sha256` is the published `adapter_checksum`. Raises ValueError when the bytes are damaged, made for another
         model, or do not match it.
         """
-        if adapter is None:
+        if adapter is None or self._base is None:  # an actor that was restarted has forgotten the base
             with self._policy.reference():
-                return self._evaluate()
+                base = self._evaluate()
+            self._base = base.statistics
+            if adapter is None:
+                return replace(base, drift=changes(base.statistics, base.statistics))
         state = deserialise_adapter(adapter)
         self._policy.load_adapter(state, adapter_checksum(state) if sha256 is None else sha256)
-        return self._evaluate()
+        result = self._evaluate()
+        return replace(result, drift=changes(self._base, result.statistics))
 
     def peak_memory_bytes(self) -> int:
         """Most memory held so far: of the GPU where there is one, else of this process."""
         return peak_memory_bytes(self._policy.device)
 
     def _evaluate(self) -> EvalResult:
-        seeds = range(self._settings.seed, self._settings.seed + len(self._prompts))
-        return evaluate(self._policy, self._scorer, self._prompts, seeds, self._measures, self._settings.batch_size)
+        settings = self._settings
+        prompts = self._prompts * settings.pictures_per_prompt  # the first of every prompt, then the second, ...
+        seeds = range(settings.seed, settings.seed + len(prompts))
+        result = evaluate(
+            self._policy, self._scorer, prompts, seeds, self._measures, settings.batch_size, self._held_out
+        )
+        found = picture_statistics(result.images, result.prompts, self._embed, settings.batch_size)
+        return replace(result, statistics=found)
 
 
 def evaluation_prompts(settings: EvaluationSection) -> tuple[str, ...]:

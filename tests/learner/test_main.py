@@ -135,6 +135,8 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     assert [line["step"] for line in evaluated if "eval/reward" in line] == [0, 4, 8]
     best = max((line for line in evaluated if line.get("step") in (4, 8)), key=lambda line: line["eval/reward"])
     assert read_best(run_dir).value == best["eval/reward"] and read_best(run_dir).step == best["step"]
+    assert [line["step"] for line in evaluated if "diversity/across_vendi" in line] == [0, 4, 8]
+    assert "Changes of the pictures from the starting model" in output and "appearance/saturation" in output
     pretrained = next(text for text in settings if text.startswith("model.pretrained")).partition("=")[2]
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None)
     pipeline.load_lora_weights(run_dir / "lora")
@@ -162,3 +164,17 @@ def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
     assert [line for line in metrics(run_dir) if "loss/total" in line] == [
         line for line in metrics(whole_run[0]) if "loss/total" in line
     ]
+
+
+@pytest.mark.slow
+def test_a_run_that_drifts_too_far_stops_and_keeps_its_checkpoint(settings, tmp_path):
+    limit = "evaluation.stop_on_drift={appearance/saturation: 1e-6}"
+    more = ["run.name=drift", "learner.ranks=1", "learner.max_batches=2000", "evaluation.every_batches=1", limit]
+    status, output = finish(start([*settings, *more], tmp_path / "run"))
+    assert status == 1, output
+    assert "error: drift from the starting model: appearance/saturation has changed by" in output, output
+    assert "(limit 1e-06)" in output and "--resume auto" in output
+    assert list_committed(tmp_path / "run"), "a checkpoint to go on from"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    drift = {line["step"]: line["appearance/saturation"] for line in lines if "appearance/saturation" in line}
+    assert drift.pop(0) == 0.0 and any(abs(change) > 1e-6 for change in drift.values())

@@ -49,6 +49,7 @@ def test_scalars_and_images_are_read_back_as_they_were_written(tmp_path: Path) -
     telemetry.scalars(2, {"reward/final_mean": 3.5})
     picture = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     telemetry.images(2, {"eval/grid": png_bytes(7), "eval/array": picture})
+    assert telemetry.latest(["reward/final_mean", "appearance/saturation"]) == {"reward/final_mean": 3.5}
 
     accumulator = read_back(tmp_path)
     assert [(e.step, e.value) for e in accumulator.Scalars("reward/final_mean")] == [(1, 2.5), (2, 3.5)]

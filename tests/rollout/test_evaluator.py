@@ -17,8 +17,11 @@ from configs.learner import EvaluationSection
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.rollout import RolloutSection
 from configs.schema import RunSection
-from configs.scorers import StepAwareScorer
+from configs.scorers import ClipScoreScorer, ImportedScorer, StepAwareScorer
+from configs.statistics import STATISTICS
+from reward.diversity import build_embedder
 from rollout.adapter import adapter_checksum, serialise_adapter
+from rollout.drift import picture_statistics
 from rollout.evaluator import (
     Evaluator,
     create_evaluator,
@@ -136,6 +139,36 @@ def test_the_base_stays_the_base_and_an_adapter_changes_pictures(config: Atelier
     assert change.mean == pytest.approx(after.metrics["reward"] - before.metrics["reward"], abs=1e-6)
     assert change.low < change.mean < change.high and change.n == 4
     assert evaluator.peak_memory_bytes() > 10_000_000
+
+
+def test_held_out_scorers_and_statistics_of_the_same_pictures(config: AtelierConfig, clip: Path) -> None:
+    held_out = [ClipScoreScorer(clip=str(clip)), ImportedScorer(target="tests.fakes:RedScorer", options={"scale": 2.0})]
+    update = {"scorers": held_out, "pictures_per_prompt": 2, "embedding": str(clip)}
+    evaluation = EvaluationSection(**{**config.evaluation.model_dump(exclude={"resources", "scorers"}), **update})
+    evaluator = Evaluator(config.model_copy(update={"evaluation": evaluation}))
+    state = trained_state(config)
+    before, after = evaluator.evaluate(None), evaluator.evaluate(serialise_adapter(state))
+    assert after.prompts == tuple(PROMPTS[:4] * 2) and len(after.images) == 8
+    names = list(after.metrics)
+    assert names[0] == "reward" and names[1].startswith("clip_score-") and names[2] == "red-1"
+    red = torch.from_numpy(after.images[..., 0]).float().mean(dim=(1, 2)) / 127.5 - 1
+    assert after.per_picture["red-1"] == pytest.approx((2 * red).tolist(), abs=0.05)
+    expected = picture_statistics(after.images, after.prompts, build_embedder(str(clip)), 5)
+    assert after.statistics == pytest.approx(expected, rel=1e-4, abs=1e-5) and list(expected) == list(STATISTICS)
+    assert set(before.drift.values()) == {0.0}
+    for tag, change in after.drift.items():
+        assert change == after.statistics[tag] - before.statistics[tag]
+        assert after.scalars()[tag] == change
+    assert any(abs(change) > 1e-3 for change in after.drift.values())
+    restarted = Evaluator(config.model_copy(update={"evaluation": evaluation}))
+    assert restarted.evaluate(serialise_adapter(state)).drift == after.drift, "the base is evaluated again"
+
+
+def test_a_held_out_scorer_that_trains_under_another_name_is_refused(config: AtelierConfig, clip: Path) -> None:
+    again = [ClipScoreScorer(clip=str(clip)), ClipScoreScorer(clip=f"{clip}/")]
+    evaluation = config.evaluation.model_copy(update={"scorers": again})
+    with pytest.raises(ValueError, match=r"evaluation.scorers: clip_score-.* is there twice"):
+        Evaluator(config.model_copy(update={"evaluation": evaluation}))
 
 
 def test_seeds_count_up_from_the_configured_one(config: AtelierConfig) -> None:
