@@ -83,8 +83,8 @@ def sdxl_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> 
     return assemble_policy(StableDiffusionXLFamily(pipeline), model, NoiseSection(), device, seed=seed)
 
 
-def vit_h_scorer(device: torch.device, folder: Path) -> Scorer:
-    """A step-aware preference model of CLIP ViT-H/14's size at its start, random weights."""
+def write_vit_h_clip(folder: Path) -> Path:
+    """CLIP ViT-H/14 of random weights in HF's format, with a tokenizer of single bytes; returns the folder."""
     tokenizer = tiny_tokenizer(folder, length=77)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     config = CLIPConfig(
@@ -99,7 +99,12 @@ def vit_h_scorer(device: torch.device, folder: Path) -> Scorer:
         projection_dim=1024,
     )  # fmt: skip
     CLIPModel(config).save_pretrained(folder)
-    return build_scorer(ScorerSettings(clip=str(folder)), device)
+    return folder
+
+
+def vit_h_scorer(device: torch.device, folder: Path) -> Scorer:
+    """A step-aware preference model of CLIP ViT-H/14's size at its start, random weights."""
+    return build_scorer(ScorerSettings(clip=str(write_vit_h_clip(folder))), device)
 
 
 def miniature(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> tuple[DiffusionPolicy, Scorer]:

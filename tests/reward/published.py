@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -28,10 +30,12 @@ def stir(module: nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def write_open_clip(folder: Path, *, nested: bool, quick_gelu: bool = False) -> tuple[str, Path]:
+def write_open_clip(
+    folder: Path, *, nested: bool, quick_gelu: bool = False, architecture: dict[str, Any] = ARCHITECTURE
+) -> tuple[str, Path]:
     """architecture.json and checkpoint.pt, under `state_dict` as HPS's; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**ARCHITECTURE, "quick_gelu": quick_gelu}
+    settings = {**architecture, "quick_gelu": quick_gelu}
     (folder / "architecture.json").write_text(json.dumps(settings))
     torch.manual_seed(3)
     model = CLIP(**settings)
@@ -70,40 +74,57 @@ def by_hand(state: dict[str, Tensor], features: Tensor, prefix: str = "") -> Ten
     return x[:, 0]
 
 
-def vit(width: int = 128) -> VisionTransformer:
+@dataclass(frozen=True)
+class BlipSize:
+    """Sizes of ImageReward's two towers and head."""
+
+    image: int = 32
+    patch: int = 8
+    vision: int = 128
+    vision_depth: int = 2
+    text: int = 64
+    text_depth: int = 2
+    inner: int = 96
+    vocabulary: int = len(WORDS) + 2
+    positions: int = 40
+    head: tuple[int, ...] = (16, 12, 8, 6)
+
+
+def vit(size: BlipSize = BlipSize()) -> VisionTransformer:
     """timm's ViT, whose names and mathematics BLIP's visual encoder has."""
     return VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=width, depth=2, num_heads=width // 64, num_classes=0, global_pool="token"
-    )
+        img_size=size.image, patch_size=size.patch, embed_dim=size.vision, depth=size.vision_depth,
+        num_heads=size.vision // 64, num_classes=0, global_pool="token",
+    )  # fmt: skip
 
 
-def bert() -> BertModel:
+def bert(size: BlipSize = BlipSize()) -> BertModel:
     config = BertConfig(
-        vocab_size=len(WORDS) + 2, hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=96,
-        max_position_embeddings=40,
+        vocab_size=size.vocabulary, hidden_size=size.text, num_hidden_layers=size.text_depth,
+        num_attention_heads=size.text // 64, intermediate_size=size.inner, max_position_embeddings=size.positions,
     )  # fmt: skip
     return BertModel(config, add_pooling_layer=False)
 
 
-def write_imagereward(folder: Path) -> tuple[Path, Path]:
+def write_imagereward(folder: Path, size: BlipSize = BlipSize()) -> tuple[Path, Path]:
     """ImageReward.pt and a folder with BERT's vocabulary; returns both."""
     torch.manual_seed(4)
-    picture, text = vit(), bert()
+    picture, text, width = vit(size), bert(size), size.text
     for module in (picture, text):
         stir(module)
     state = {f"blip.visual_encoder.{name}": tensor for name, tensor in picture.state_dict().items()}
     state |= {f"blip.text_encoder.{name}": tensor for name, tensor in text.state_dict().items()}
     del state["blip.text_encoder.embeddings.token_type_embeddings.weight"]  # BLIP's BERT has none
-    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
-    for layer in range(2):
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(size.positions)[None]
+    for layer in range(size.text_depth):
         prefix = f"blip.text_encoder.encoder.layer.{layer}.crossattention"
-        shapes = {"self.query": 64, "self.key": 128, "self.value": 128, "output.dense": 64}
+        shapes = {"self.query": width, "self.key": size.vision, "self.value": size.vision, "output.dense": width}
         for name, inner in shapes.items():
-            state[f"{prefix}.{name}.weight"] = torch.randn(64, inner) / inner**0.5
-            state[f"{prefix}.{name}.bias"] = torch.randn(64) / 4
-        state[f"{prefix}.output.LayerNorm.weight"] = torch.rand(64) + 0.5
-        state[f"{prefix}.output.LayerNorm.bias"] = torch.randn(64) / 4
-    state |= {f"mlp.{name}": tensor for name, tensor in head_state(64).items()}
+            state[f"{prefix}.{name}.weight"] = torch.randn(width, inner) / inner**0.5
+            state[f"{prefix}.{name}.bias"] = torch.randn(width) / 4
+        state[f"{prefix}.output.LayerNorm.weight"] = torch.rand(width) + 0.5
+        state[f"{prefix}.output.LayerNorm.bias"] = torch.randn(width) / 4
+    state |= {f"mlp.{name}": tensor for name, tensor in head_state(width, size.head).items()}
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "ImageReward.pt")
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")

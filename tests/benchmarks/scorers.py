@@ -1,0 +1,133 @@
+"""Every published scorer at full size with random weights: images per second, peak memory.
+
+    python -m tests.benchmarks.scorers                  # on a GPU; needs 4 GB of disk, one checkpoint at a time
+    python -m tests.benchmarks.scorers --tiny           # that it runs, on a CPU
+
+Each scorer is loaded from a checkpoint in its real layout, so that reading and checking the names is exercised too.
+Preparing pictures (8 bits, Pillow) is part of what is timed, and shown on its own line: it runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from configs.scorers import (
+    AestheticScorer,
+    ClipScoreScorer,
+    HpsScorer,
+    ImageRewardScorer,
+    PickScoreScorer,
+    StepAwareScorer,
+)
+from reward import Scorer, build_scorer
+from reward.preprocess import published_pixels
+from tests.benchmarks.sized import write_vit_h_clip
+from tests.benchmarks.throughput import peak_gib, synchronize
+from tests.reward import published
+from tests.reward.conftest import write_clip
+
+PUBLISHED_BLIP = published.BlipSize(
+    image=224, patch=16, vision=1024, vision_depth=24, text=768, text_depth=12, inner=3072, vocabulary=30524,
+    positions=512, head=(1024, 128, 64, 16),
+)  # fmt: skip
+PROMPT = "a small red circle on the left on a white background"
+
+
+def scorers(folder: Path, *, tiny: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Name, and what writes the checkpoint into `folder` and gives the configuration section."""
+
+    def clip(section: Any) -> Callable[[], Any]:
+        return lambda: section(clip=str(write_clip(folder, "small") if tiny else write_vit_h_clip(folder)))
+
+    def open_clip_files(name: str, **more: Any) -> tuple[str, str]:
+        size = published.ARCHITECTURE if tiny else open_clip.get_model_config(name)
+        architecture, checkpoint = published.write_open_clip(folder, architecture=size, **more)
+        return architecture, str(checkpoint)
+
+    def hps() -> Any:
+        architecture, checkpoint = open_clip_files("ViT-H-14", nested=True)
+        return HpsScorer(version="2.1", checkpoint=checkpoint, architecture=architecture)
+
+    def imagereward() -> Any:
+        size = published.BlipSize() if tiny else PUBLISHED_BLIP
+        checkpoint, tokenizer = published.write_imagereward(folder, size)
+        return ImageRewardScorer(checkpoint=str(checkpoint), tokenizer=str(tokenizer))
+
+    def aesthetic() -> Any:
+        architecture, checkpoint = open_clip_files("ViT-L-14", nested=False, quick_gelu=True)
+        head = published.head_state(24) if tiny else published.head_state(768, (1024, 128, 64, 16))
+        torch.save(head, folder / "head.pth")
+        return AestheticScorer(checkpoint=checkpoint, head=str(folder / "head.pth"), architecture=architecture)
+
+    yield "step_aware", clip(StepAwareScorer)
+    yield "pickscore", clip(PickScoreScorer)
+    yield "clip_score", clip(ClipScoreScorer)
+    yield "hps", hps
+    yield "imagereward", imagereward
+    yield "aesthetic", aesthetic
+
+
+def measure(scorer: Scorer, device: torch.device, *, batch: int, side: int, rounds: int) -> dict[str, float | None]:
+    """Images per second of `score` over `rounds` batches, after one to warm up; memory at its peak."""
+    images = torch.rand(batch, 3, side, side, device=device) * 2 - 1
+    clean = torch.zeros(batch, dtype=torch.int64, device=device)
+    prompts = [f"{PROMPT} {n}" for n in range(batch)]
+    scorer.score(images, prompts, clean)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(rounds):
+        scores = scorer.score(images, prompts, clean)
+    synchronize(device)
+    assert scores.shape == (batch,) and bool(torch.isfinite(scores).all())
+    return {"images_per_sec": rounds * batch / (time.perf_counter() - start), "peak_gib": peak_gib(device)}
+
+
+def run(device: torch.device, *, tiny: bool, batch: int, side: int, rounds: int) -> dict[str, Any]:
+    """All scorers one after another, each alone on the device."""
+    found: dict[str, Any] = {}
+    for number in range(6):
+        with tempfile.TemporaryDirectory() as name:
+            kind, section = list(scorers(Path(name), tiny=tiny))[number]
+            scorer = build_scorer(section(), device)
+            shutil.rmtree(name, ignore_errors=True)
+            found[kind] = {"name": scorer.name, **measure(scorer, device, batch=batch, side=side, rounds=rounds)}
+            Path(name).mkdir(exist_ok=True)
+        del scorer
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    images = torch.rand(batch, 3, side, side) * 2 - 1
+    start = time.perf_counter()
+    for _ in range(rounds):
+        published_pixels(images, 224)
+    found["preparing"] = {"images_per_sec": rounds * batch / (time.perf_counter() - start)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="small models of the same layouts")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--side", type=int, default=512, help="pixels of a picture's side")
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    found = run(device, tiny=options.tiny, batch=options.batch, side=options.side, rounds=options.rounds)
+    print(json.dumps({"device": name, "torch": torch.__version__, "side": options.side, **found}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""The GPU benchmark of the scorers runs with small models on a CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from reward import SCORERS
+from tests.benchmarks.scorers import run
+
+
+def test_every_published_scorer_is_measured() -> None:
+    found = run(torch.device("cpu"), tiny=True, batch=3, side=40, rounds=1)
+    assert found.keys() == (SCORERS.keys() - {"mixture", "import", "remote"}) | {"preparing"}
+    assert all(value["images_per_sec"] > 0 for value in found.values())
+    assert found["hps"]["name"].startswith("hps-v2.1-")
