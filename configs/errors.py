@@ -5,6 +5,7 @@ Every message names the dotted key, its value, the reason and the fix.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -130,6 +131,8 @@ def _choice_fix(value: Any, context: dict[str, Any], info: FieldInfo | None) -> 
     valid = [str(choice) for choice in choices(info.annotation)] if info is not None else []
     if "expected_tags" in context:
         valid = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+    if not valid:  # inside a list of sections, where the schema is not looked up
+        valid = [choice.strip("'") for choice in re.split(r", | or ", context.get("expected", ""))]
     close = get_close_matches(str(value), valid, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     return f"{hint}Choose from {', '.join(valid)}."

@@ -5,7 +5,7 @@ docs/scorers.md says what to download for each, in which layout, and what taste 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -33,11 +33,16 @@ class PickScoreScorer(Section):
     """Directory or hub id of the CLIP tokenizer. Unset: that of `clip`."""
 
 
+def _as_text(version: Any) -> Any:
+    """YAML reads 2.1 without quotes as a number."""
+    return str(version) if isinstance(version, float) else version
+
+
 class HpsScorer(Section):
     """Human Preference Score v2.0 or v2.1, an open_clip ViT-H-14."""
 
     type: Literal["hps"] = "hps"
-    version: Literal["2.0", "2.1"]
+    version: Annotated[Literal["2.0", "2.1"], BeforeValidator(_as_text)]
     """Which of the two published checkpoints `checkpoint` is; it stands in the metric's name."""
     checkpoint: str
     """HPS_v2_compressed.pt or HPS_v2.1_compressed.pt."""

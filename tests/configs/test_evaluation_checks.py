@@ -62,12 +62,17 @@ def test_none_counts_twice_and_others_are_welcome() -> None:
         ({"stop_on_drift": {"diversity/across_vendi": 1.0}, "num_prompts": 1, "grid_size": 1}, ["num_prompts = 1"]),
         ({"stop_on_drift": {"appearance/saturation": 3.0}, "every_batches": None}, ["every_batches = null"]),
         ({"stop_on_drift": {"appearance/saturation": 0.0}}, ["above 0"]),
-        ({"scorers": [{"type": "hps", "version": 2.1, "checkpoint": "x"}]}, ["version"]),
+        ({"scorers": [{"type": "hps", "version": 2.2, "checkpoint": "x"}]}, ["version", "2.0, 2.1"]),
         ({"scorers": [{"type": "nothing"}]}, ["nothing"]),
     ],
 )
 def test_limits_that_cannot_hold(evaluation: dict[str, Any], texts: list[str]) -> None:
     refused({"evaluation": {"every_batches": 5, **evaluation}}, *texts)
+
+
+def test_a_version_that_yaml_reads_as_a_number() -> None:
+    scorers = build_config({"evaluation": {"scorers": [{**HPS, "version": 2.1}]}}).evaluation.scorers
+    assert scorers[0].version == "2.1"  # type: ignore[union-attr]
 
 
 def test_limits_that_can() -> None:
