@@ -80,7 +80,10 @@ def test_the_closing_text_says_where_everything_is(tmp_path: Path, monkeypatch: 
         lora=Path("runs/quickstart/lora"),
         checkpoints=run_dir / "checkpoints",
         differences={"judge/crisp": Interval(0.5, 0.375, 0.625, 64)},
+        drift={"appearance/saturation": 12.25, "diversity/across_vendi": -0.5},
     )
+    assert "Changes of the pictures from the starting model" in text
+    assert "  appearance/saturation   +12.25\n  diversity/across_vendi  -0.5\n" in text
     assert "Finished 120 steps in 4m10s." in text
     assert "  judge/crisp       0.25 -> 0.75       (+0.5, 95 % interval +0.375 .. +0.625)" in text
     assert "  reward            20.5 -> 21.5\n" in text
