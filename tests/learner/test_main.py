@@ -170,7 +170,7 @@ def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
 def test_a_run_that_drifts_too_far_stops_and_keeps_its_checkpoint(settings, tmp_path):
     limit = "evaluation.stop_on_drift={appearance/saturation: 1e-6}"
     more = ["run.name=drift", "learner.ranks=1", "learner.max_batches=2000", "evaluation.every_batches=1", limit]
-    status, output = finish(start([*settings, *more], tmp_path / "run"))
+    status, output = Command([*settings, *more], tmp_path / "run").finish()
     assert status == 1, output
     assert "error: drift from the starting model: appearance/saturation has changed by" in output, output
     assert "(limit 1e-06)" in output and "--resume auto" in output
