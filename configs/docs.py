@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 
 from configs.base import Section
 from configs.errors import bounds
-from configs.load import DEFAULT_PRESET, PRESET_DIR, ROOT, preset_names
+from configs.load import DEFAULT_PRESET, PRESET_DIR, preset_names
 from configs.schema import AtelierConfig
+from configs.spm import SpmConfig
 from configs.tree import Entry, Sections, alternatives, entries, sections_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
@@ -50,13 +51,26 @@ Sections with variants are told apart by `type`. The resolved copy of every run 
 {presets}
 """
 
+_SPM_INTRODUCTION = """\
+# Preference models
+
+The keys of `python -m learner.train_spm --config NAME_OR_FILE [key=value ...]` (docs/spm.md), read and checked alike.
+
+| preset | what it is |
+|---|---|
+{presets}
+"""
+
 
 def render() -> str:
     """The whole document."""
-    presets = "\n".join(f"| `{name}` | {_preset_line(name)} |" for name in preset_names())
-    parts = [_INTRODUCTION.format(default=DEFAULT_PRESET, presets=presets)]
-    parts += [text for name in AtelierConfig.model_fields for text in _chapter(name)]
+    parts = [_INTRODUCTION.format(default=DEFAULT_PRESET, presets=_presets(AtelierConfig)), *_chapters(AtelierConfig)]
+    parts += [_SPM_INTRODUCTION.format(presets=_presets(SpmConfig)), *_chapters(SpmConfig)]
     return "\n".join(parts)
+
+
+def _presets(schema: type[Section]) -> str:
+    return "\n".join(f"| `{name}` | {_preset_line(name)} |" for name in preset_names(schema))
 
 
 def _preset_line(name: str) -> str:
@@ -65,16 +79,18 @@ def _preset_line(name: str) -> str:
     return first.lstrip("# ").strip()
 
 
-def _chapter(name: str) -> list[str]:
-    info = AtelierConfig.model_fields[name]
-    default = getattr(AtelierConfig(), name)
-    return [_heading("##", name, info), *_tables(sections_of(info.annotation), name, default)]
+def _chapters(schema: type[Section]) -> list[str]:
+    texts = []
+    for name, info in schema.model_fields.items():
+        texts += [_heading("##", name, info, schema)]
+        texts += _tables(sections_of(info.annotation), name, getattr(schema(), name), schema)
+    return texts
 
 
-def _heading(marks: str, path: str, info: FieldInfo) -> str:
+def _heading(marks: str, path: str, info: FieldInfo, schema: type[Section]) -> str:
     """The path and what stands there: a section in its own words, unless it is used elsewhere or has variants."""
     sections = sections_of(info.annotation)
-    uses = sum(entry.sections == sections for entry in entries(ROOT))
+    uses = sum(entry.sections == sections for entry in entries((schema,)))
     text = _summary(sections[0]) if uses == 1 and len(sections) == 1 else info.description
     return f"{marks} {path}\n\n{text}\n"
 
@@ -83,7 +99,7 @@ def _summary(section: type[Section]) -> str:
     return " ".join((section.__doc__ or "").split())
 
 
-def _tables(sections: Sections, path: str, default: Any) -> list[str]:
+def _tables(sections: Sections, path: str, default: Any, schema: type[Section]) -> list[str]:
     """A table for each section that may stand at `path`, each followed by those of the sections inside it."""
     texts = []
     for section in sections:
@@ -91,7 +107,8 @@ def _tables(sections: Sections, path: str, default: Any) -> list[str]:
         for name, info in section.model_fields.items():
             if inner := sections_of(info.annotation):
                 below = f"{path}.{name}"
-                texts += [_heading("###", below, info), *_tables(inner, below, _default(section, name, default))]
+                below_default = _default(section, name, default)
+                texts += [_heading("###", below, info, schema), *_tables(inner, below, below_default, schema)]
     return texts
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -19,16 +19,22 @@ from configs.base import Section
 from configs.errors import ConfigError, describe
 from configs.overrides import apply_overrides, parse_override
 from configs.schema import AtelierConfig
+from configs.spm import SpmConfig
 from configs.tree import Sections, fields_of, nearest, sections_of, takes_null
 
 PRESET_DIR = Path(__file__).parent
 DEFAULT_PRESET = "quickstart"
 ROOT: Sections = (AtelierConfig,)
+SPM_SUFFIX = "_spm"
+"""Presets whose names end so are of `SpmConfig`, all others of `AtelierConfig`."""
+
+Schema = TypeVar("Schema", AtelierConfig, SpmConfig)
 
 
-def preset_names() -> list[str]:
-    """The presets in this package, by name."""
-    return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
+def preset_names(schema: type[Section] = AtelierConfig) -> list[str]:
+    """The presets in this package that are of `schema`, by name."""
+    names = sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
+    return [name for name in names if name.endswith(SPM_SUFFIX) == (schema is SpmConfig)]
 
 
 def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()) -> AtelierConfig:
@@ -37,33 +43,44 @@ def load_config(path: str | os.PathLike[str] | None = None, overrides: Sequence[
     `path` is a file or the name of a preset; None is the embedded default. Raises ConfigError, which names the key,
     its value, the reason and the fix.
     """
-    file = _locate(os.fspath(path) if path is not None else DEFAULT_PRESET)
-    parsed = [parse_override(text, ROOT) for text in overrides]
+    return load_as(AtelierConfig, path if path is not None else DEFAULT_PRESET, overrides)
+
+
+def load_as(schema: type[Schema], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Schema:
+    """`load_config` for any root of a configuration. Raises ConfigError."""
+    file = _locate(os.fspath(path), schema)
+    parsed = [parse_override(text, (schema,)) for text in overrides]
     data = apply_overrides(_read(file), parsed)
     source = str(file) if file.parent != PRESET_DIR else f"{PRESET_DIR.name}/{file.name}"
     if parsed:
         source += " with overrides"
-    return build_config(data, source=source)
+    return build_as(schema, data, source=source)
 
 
 def build_config(data: Mapping[str, Any], *, source: str = "configuration") -> AtelierConfig:
     """Check a mapping of plain values. Raises ConfigError with `source` in front."""
-    complete = _with_defaults(data, ROOT)
-    unknown = list(_unknown(complete, ROOT, ""))
+    return build_as(AtelierConfig, data, source=source)
+
+
+def build_as(schema: type[Schema], data: Mapping[str, Any], *, source: str = "configuration") -> Schema:
+    """`build_config` for any root of a configuration. Raises ConfigError."""
+    root: Sections = (schema,)
+    complete = _with_defaults(data, root, schema())
+    unknown = list(_unknown(complete, root, "", root))
     if unknown:
         raise ConfigError(source, unknown)
     try:
-        return AtelierConfig.model_validate(complete)
+        return schema.model_validate(complete)
     except ValidationError as error:
-        raise ConfigError(source, describe(error, ROOT)) from None
+        raise ConfigError(source, describe(error, root)) from None
 
 
-def dump_config(config: AtelierConfig) -> str:
+def dump_config(config: AtelierConfig | SpmConfig) -> str:
     """The whole configuration as YAML; `load_config` turns it back into an equal one."""
     return yaml_io.render(config.model_dump(mode="json"))
 
 
-def write_resolved(config: AtelierConfig, path: str | os.PathLike[str]) -> None:
+def write_resolved(config: AtelierConfig | SpmConfig, path: str | os.PathLike[str]) -> None:
     """Write the resolved configuration, whole or not at all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +93,7 @@ def write_resolved(config: AtelierConfig, path: str | os.PathLike[str]) -> None:
     partial.replace(target)
 
 
-def _locate(name: str) -> Path:
+def _locate(name: str, schema: type[Section]) -> Path:
     file = Path(name)
     if file.is_file():
         return file
@@ -84,9 +101,10 @@ def _locate(name: str) -> Path:
     if file.name == name and preset.is_file():
         return preset
     reason = "is a directory" if file.is_dir() else "no such file, nor a preset of that name"
-    close = get_close_matches(file.stem, preset_names(), n=1)
+    presets = preset_names(schema)
+    close = get_close_matches(file.stem, presets, n=1)
     hint = f"; did you mean {close[0]}?" if close else "."
-    raise ConfigError(name, [f"{reason}{hint} Presets: {', '.join(preset_names())}."])
+    raise ConfigError(name, [f"{reason}{hint} Presets: {', '.join(presets)}."])
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -106,9 +124,8 @@ def _read(file: Path) -> dict[str, Any]:
     return value
 
 
-def _with_defaults(data: Mapping[Any, Any], sections: Sections, default: Any = None) -> dict[str, Any]:
+def _with_defaults(data: Mapping[Any, Any], sections: Sections, default: Any) -> dict[str, Any]:
     """Empty sections become mappings, and a section with variants that names none gets its default's `type`."""
-    default = AtelierConfig() if default is None else default
     result: dict[str, Any] = {}
     for key, value in data.items():
         info = fields_of(sections).get(key)
@@ -124,7 +141,7 @@ def _with_defaults(data: Mapping[Any, Any], sections: Sections, default: Any = N
     return result
 
 
-def _unknown(data: Mapping[Any, Any], sections: Sections, prefix: str) -> Iterator[str]:
+def _unknown(data: Mapping[Any, Any], sections: Sections, prefix: str, root: Sections) -> Iterator[str]:
     """A sentence for every key that the schema does not have, or that belongs to another variant."""
     chosen = [section for section in sections if _variant(section) in (None, data.get("type"))]
     fields = fields_of(tuple(chosen) or sections)
@@ -132,7 +149,7 @@ def _unknown(data: Mapping[Any, Any], sections: Sections, prefix: str) -> Iterat
         path = f"{prefix}{key}"
         if key in fields:
             if isinstance(value, dict) and (inner := sections_of(fields[key].annotation)):
-                yield from _unknown(value, inner, f"{path}.")
+                yield from _unknown(value, inner, f"{path}.", root)
             continue
         owner = next((section for section in sections if key in section.model_fields), None)
         if owner is not None:
@@ -142,7 +159,7 @@ def _unknown(data: Mapping[Any, Any], sections: Sections, prefix: str) -> Iterat
                 f"{data.get('type')}. Leave the key out or change {here}.type."
             )
         else:
-            yield f"unknown key {path}; did you mean {nearest(ROOT, path, section=isinstance(value, dict))}?"
+            yield f"unknown key {path}; did you mean {nearest(root, path, section=isinstance(value, dict))}?"
 
 
 def _variant(section: type[Section]) -> str | None:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,25 +97,34 @@ def save_checkpoint(
     save_generators(path / f"rng-rank{rank}.safetensors", policy.device)
     torch.distributed.barrier()
     if rank == 0:
-        manifest = {
-            "format": FORMAT_VERSION,
-            "counters": asdict(counters),
-            "identity": identity(config),
-            "adapter": adapter_shapes(policy),
-            "files": {str(file.relative_to(path)): _digest(file) for file in _files(path)},
-        }
-        write_atomically(path / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_directory(path.parent)
-        kept = list_committed(run_dir)[-config.checkpoint.keep :]
-        for other in sorted(path.parent.glob("batch-*")):
-            if other not in kept:  # an old one, or what a crash left
-                _remove(other)
+        commit(
+            path, counters, identity(config), run_dir, config.checkpoint.keep, more={"adapter": adapter_shapes(policy)}
+        )
     torch.distributed.barrier()
     return path
 
 
+def commit(
+    path: Path, counters: Counters, bound_to: Mapping[str, Any], run_dir: Path, keep: int, more: Mapping[str, Any]
+) -> None:
+    """Write the manifest of the files in `path`, then remove all checkpoints but the newest `keep`. Rank 0 only."""
+    manifest = {
+        "format": FORMAT_VERSION,
+        "counters": asdict(counters),
+        "identity": dict(bound_to),
+        **more,
+        "files": {str(file.relative_to(path)): _digest(file) for file in _files(path)},
+    }
+    write_atomically(path / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _sync_directory(path.parent)
+    kept = list_committed(run_dir)[-keep:]
+    for other in sorted(path.parent.glob("batch-*")):
+        if other not in kept:  # an old one, or what a crash left
+            remove_checkpoint(other)
+
+
 def _begin(path: Path, queue_state: bytes) -> None:
-    _remove(path)
+    remove_checkpoint(path)
     path.mkdir(parents=True)
     _write(path / _QUEUE, queue_state)
 
@@ -168,9 +177,7 @@ def load_checkpoint(
             f"{path}: adapter tensor {name} is {found.get(name, 'missing')} in the checkpoint and "
             f"{wanted.get(name, 'missing')} in this model; resume with the model that it was made with"
         )
-    for name, digest in manifest["files"].items():
-        if (rank == 0 or name != _QUEUE) and _digest(path / name) != digest:
-            raise CheckpointError(f"{path / name}: damaged (its checksum differs); resume from another checkpoint")
+    refuse_damage(path, manifest, unread=() if rank == 0 else (_QUEUE,))
     loaded, _ = engine.load_checkpoint(
         str(path / _ENGINE), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False
     )
@@ -180,10 +187,22 @@ def load_checkpoint(
     return counters, (path / _QUEUE).read_bytes() if rank == 0 else None
 
 
+def refuse_damage(path: Path, manifest: Mapping[str, Any], unread: Sequence[str] = ()) -> None:
+    """Raises CheckpointError where a file is not the one that was committed; those of `unread` are not looked at."""
+    for name, digest in manifest["files"].items():
+        if name not in unread and _digest(path / name) != digest:
+            raise CheckpointError(f"{path / name}: damaged (its checksum differs); resume from another checkpoint")
+
+
 def check_checkpoint(path: Path, config: AtelierConfig) -> Counters:
     """How far the checkpoint has come. Raises CheckpointError naming the first field that differs from `config`."""
+    return check_identity(path, identity(config))
+
+
+def check_identity(path: Path, bound_to: Mapping[str, Any]) -> Counters:
+    """`check_checkpoint` against fields as `commit` wrote them."""
     manifest = read_manifest(path)
-    for field, wanted in identity(config).items():
+    for field, wanted in bound_to.items():
         if (found := manifest["identity"].get(field)) != wanted:
             raise CheckpointError(
                 f"{path}: {field} is {found} in the checkpoint and {wanted} in this run; "
@@ -270,7 +289,7 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove_checkpoint(path: Path) -> None:
     """The manifest goes first, so that a half-removed checkpoint is never taken for a committed one."""
     (path / MANIFEST).unlink(missing_ok=True)
     if path.exists():

@@ -13,16 +13,17 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from configs.learner import LearnerSection
+from configs.learner import EngineSection
+from configs.rollout import ResourcesSection
 from configs.schema import AtelierConfig
 from learner.best import keep_if_best
 from learner.checkpoint import CheckpointError, list_committed
@@ -136,11 +137,12 @@ def start_pool(config: AtelierConfig, prompts: tuple[str, ...], actors: Actors) 
 class LearnerThread(threading.Thread):
     """Runs the trainer while the driver watches. Afterwards `outcome` or `error` is set."""
 
-    def __init__(self, config: AtelierConfig, actors: Actors, resume_from: Path | None) -> None:
+    def __init__(self, trainer: Any) -> None:
+        """`trainer`: of Ray Train, as `build_trainer` or `rank_trainer` give it."""
         super().__init__(name="learner", daemon=True)
-        self._trainer = build_trainer(config, actors, resume_from)
+        self._trainer = trainer
         self.outcome: Mapping[str, Any] | None = None
-        """What rank 0's `learner_rank` returned."""
+        """What rank 0 returned."""
         self.error: str | None = None
 
     def run(self) -> None:
@@ -151,22 +153,46 @@ class LearnerThread(threading.Thread):
 
 
 def build_trainer(config: AtelierConfig, actors: Actors, resume_from: Path | None) -> Any:
-    """Ray Train over `learner_rank`: a fixed number of ranks, restarted together when one is lost."""
+    """Ray Train over `learner_rank`."""
+    given = {
+        "config": config,
+        "queue": actors.queue.actor,
+        "mailbox": actors.mailbox.actor,
+        "telemetry": actors.telemetry,
+        "evaluator": actors.evaluator,
+        "resume_from": resume_from,
+    }
+    return rank_trainer(learner_rank, given, config.learner, config.run.path, config.checkpoint.max_failures)
+
+
+class RankSettings(Protocol):
+    """What Ray Train needs to know of the ranks, whatever they train."""
+
+    @property
+    def ranks(self) -> int: ...
+
+    @property
+    def resources(self) -> ResourcesSection: ...
+
+    @property
+    def engine(self) -> EngineSection: ...
+
+
+def rank_trainer(
+    body: Callable[[dict[str, Any]], dict[str, Any]],
+    given: dict[str, Any],
+    settings: RankSettings,
+    run_dir: Path,
+    max_failures: int,
+) -> Any:
+    """Ray Train over `body(given)`: a fixed number of ranks, restarted together when one is lost."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings = config.learner
     resources = settings.resources
     return TorchTrainer(
-        learner_rank,
-        train_loop_config={
-            "config": config,
-            "queue": actors.queue.actor,
-            "mailbox": actors.mailbox.actor,
-            "telemetry": actors.telemetry,
-            "evaluator": actors.evaluator,
-            "resume_from": resume_from,
-        },
+        body,
+        train_loop_config=given,
         torch_config=TorchConfig(backend=backend(settings), timeout_s=math.ceil(settings.engine.timeout_sec)),
         scaling_config=ScalingConfig(
             num_workers=settings.ranks,
@@ -175,16 +201,14 @@ def build_trainer(config: AtelierConfig, actors: Actors, resume_from: Path | Non
         ),
         run_config=RunConfig(
             name="learner",
-            storage_path=str(config.run.path / "ray_train"),
-            failure_config=FailureConfig(
-                max_failures=config.checkpoint.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
-            ),
+            storage_path=str(run_dir / "ray_train"),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES),
             worker_runtime_env=compute_options(resources)["runtime_env"],
         ),
     )
 
 
-def backend(settings: LearnerSection) -> str:
+def backend(settings: RankSettings) -> str:
     """nccl where every rank has a GPU to itself, else gloo; or what the configuration says."""
     if settings.engine.backend != "auto":
         return settings.engine.backend

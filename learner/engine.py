@@ -9,37 +9,61 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from configs.learner import EngineSection, LearnerSection, OptimizerSection
+from configs.learner import EngineSection, OptimizerSection
 from rollout.policy import DiffusionPolicy
 
 PERSISTENT_ELEMENTS = 10_000
 """ZeRO-3 keeps smaller tensors whole on every rank: gathering each bias for each use costs more than it saves."""
 
 
-def build_engine(policy: DiffusionPolicy, settings: LearnerSection) -> Any:
-    """DeepSpeed engine over `policy.network`, on the process group that exists already.
+class EngineSettings(Protocol):
+    """What the engine needs of a configuration, whatever is trained."""
+
+    @property
+    def optimizer(self) -> OptimizerSection: ...
+
+    @property
+    def engine(self) -> EngineSection: ...
+
+    @property
+    def micro_batch_pairs(self) -> int: ...
+
+
+def build_engine(policy: DiffusionPolicy, settings: EngineSettings) -> Any:
+    """DeepSpeed engine over `policy.network`, with the policy's trainable weights.
 
     The policy's parameters become the engine's: under ZeRO-3 they are empty outside a gather (`gather_adapter`).
     Raises RuntimeError without a process group.
     """
+    parameters = [parameter for _, parameter in policy.trainable_parameters()]
+    return wrap_module(policy.network, parameters, settings, policy.device)
+
+
+def wrap_module(
+    module: nn.Module, parameters: Sequence[nn.Parameter], settings: EngineSettings, device: torch.device
+) -> Any:
+    """DeepSpeed engine over any module, on the process group that exists already; `parameters` (float32) are trained.
+
+    Raises RuntimeError without a process group.
+    """
     if not torch.distributed.is_initialized():
-        raise RuntimeError("build_engine needs an initialised torch.distributed process group")
-    _prepare_environment(policy.device)
+        raise RuntimeError("the engine needs an initialised torch.distributed process group")
+    _prepare_environment(device)
     import deepspeed  # reads the environment and chooses its accelerator when it is imported
 
     # Otherwise DeepSpeed tries out compilers and builds a shared-memory collective for the ranks of a CPU node at its
     # first start: half a minute, and a lock file that a killed run leaves behind. Gloo is enough for an adapter.
     deepspeed.ops.__compatible_ops__ = {}
-    parameters = [parameter for _, parameter in policy.trainable_parameters()]
-    assert all(parameter.dtype == torch.float32 for parameter in parameters), "the adapter is trained in float32"
+    assert all(parameter.dtype == torch.float32 for parameter in parameters), "trained weights are float32"
     engine, *_ = deepspeed.initialize(
-        model=policy.network,
-        model_parameters=parameters,
+        model=module,
+        model_parameters=list(parameters),
         config=deepspeed_config(settings),
         dist_init_required=False,
     )
@@ -47,7 +71,7 @@ def build_engine(policy: DiffusionPolicy, settings: LearnerSection) -> Any:
     return engine
 
 
-def deepspeed_config(settings: LearnerSection) -> dict[str, Any]:
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     """DeepSpeed's own configuration for these settings."""
     optimizer, engine = settings.optimizer, settings.engine
     offloaded = engine.offload == "cpu"

@@ -158,7 +158,7 @@ class Driver:
         self._base: EvalResult | None = None
         self._base_call = self._actors.evaluator.evaluate.remote(None)
         self._pool: PoolClient = cluster.start_pool(config, prompts, self._actors)
-        self._learner = cluster.LearnerThread(config, self._actors, run_dir.checkpoint)
+        self._learner = cluster.LearnerThread(cluster.build_trainer(config, self._actors, run_dir.checkpoint))
         self._line = ProgressLine()
         self._shown_sec = 0.0
         self._gauged_step = -1

@@ -11,11 +11,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from configs.load import write_resolved
 from configs.schema import AtelierConfig
+from configs.spm import SpmConfig
 from learner.checkpoint import CheckpointError, Counters, check_checkpoint, find_checkpoint, list_committed
 from learner.metrics_log import read_metrics
 
@@ -32,8 +34,15 @@ class RunDirError(ValueError):
 class RunDir:
     """A locked run directory and the checkpoint to go on from. Use it as a context manager."""
 
-    def __init__(self, config: AtelierConfig, resume: str | None) -> None:
-        """`resume`: None, `auto`, or the path of a checkpoint or run directory.
+    def __init__(
+        self,
+        config: AtelierConfig | SpmConfig,
+        resume: str | None,
+        check: Callable[[Path, Any], Counters] = check_checkpoint,
+    ) -> None:
+        """
+        resume: None, `auto`, or the path of a checkpoint or run directory.
+        check: says how far a checkpoint has come, and raises CheckpointError where it is another run's.
 
         Raises RunDirError when the directory is in use by a live run, holds a run and `resume` is None, or cannot be
         written; CheckpointError when there is nothing to resume from or it belongs to another run.
@@ -44,6 +53,7 @@ class RunDir:
         self._started = False
         self._found = {name for name in _START_UP if (self.path / name).exists()}
         fresh = not self.path.exists()
+        self._check = check
         self._lock = self._take_lock()
         try:
             self._choose(config, resume)
@@ -59,7 +69,7 @@ class RunDir:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, config: AtelierConfig) -> None:
+    def start(self, config: AtelierConfig | SpmConfig) -> None:
         """From now on the directory is used: the resolved configuration is in it."""
         write_resolved(config, self.path / _CONFIG)
         self._started = True
@@ -108,7 +118,7 @@ class RunDir:
         file.flush()
         return file
 
-    def _choose(self, config: AtelierConfig, resume: str | None) -> None:
+    def _choose(self, config: AtelierConfig | SpmConfig, resume: str | None) -> None:
         committed = list_committed(self.path)
         if resume is None:
             if self._used:
@@ -120,7 +130,7 @@ class RunDir:
         if resume == "auto" and not committed and not self._trained:
             return  # lost before the first checkpoint, which comes before the first batch
         self.checkpoint = find_checkpoint(resume, self.path).resolve()
-        self.counters = check_checkpoint(self.checkpoint, config)
+        self.counters = self._check(self.checkpoint, config)
         if self.checkpoint.parent.parent != self.path and committed:
             raise CheckpointError(
                 f"{self.checkpoint}: is not this run's, and {self.path} has checkpoints of its own; "

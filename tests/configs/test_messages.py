@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from configs import ConfigError, load_config
-from configs.load import PRESET_DIR
+from configs.load import preset_names
 
 Refused = Callable[..., str]
-PRESETS = f"Presets: {', '.join(sorted(file.stem for file in PRESET_DIR.glob('*.yaml')))}."
+PRESETS = f"Presets: {', '.join(preset_names())}."
 
 FILES = {
     "": "mine.yaml: the file is empty; write at least 'run: {name: my-run}', or name a preset",

@@ -81,7 +81,7 @@ MOMENTS: Mapping[str, tuple[int, Callable[[], None]]] = {
     "before the manifest": (0, _at(learner.checkpoint, "write_atomically")),
     "before the manifest's rename": (0, _at(os, "replace", if_=_is_manifest)),
     "after the manifest's rename": (KILLED_BATCH, _at(learner.checkpoint, "_sync_directory")),
-    "before the old one is removed": (KILLED_BATCH, _at(learner.checkpoint, "_remove", 2)),
+    "before the old one is removed": (KILLED_BATCH, _at(learner.checkpoint, "remove_checkpoint", 2)),
     "while the old one is removed": (KILLED_BATCH, _at(shutil, "rmtree")),
 }
 """Moment of rank 0's saving -> batch of the newest committed checkpoint afterwards, and how to arm the kill."""
