@@ -17,6 +17,22 @@ from configs.rollout import ResourcesSection
 from configs.schema import RunSection
 
 
+class SpmRunSection(RunSection):
+    """The run's name, place and seed."""
+
+    name: str = Field("spm", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run."""
+
+
+class SpmOptimizerSection(OptimizerSection):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(3e-6, gt=0)
+    """Peak learning rate (paper: 3e-6 for SD-1.5, 1e-6 for SDXL)."""
+    weight_decay: float = Field(0.3, ge=0)
+    """AdamW's decoupled weight decay (paper: 0.3)."""
+
+
 class BaseModelSection(Section):
     """The frozen diffusion model whose predicted pictures the preference model learns to read."""
 
@@ -84,7 +100,7 @@ class TrainingSection(Section):
     """Data-parallel ranks (Ray Train workers)."""
     resources: ResourcesSection = ResourcesSection()
     """What each rank asks for."""
-    optimizer: OptimizerSection = OptimizerSection(lr=3e-6, weight_decay=0.3)
+    optimizer: SpmOptimizerSection = SpmOptimizerSection()
     """The optimiser."""
     engine: EngineSection = EngineSection()
     """DeepSpeed's settings."""
@@ -127,7 +143,7 @@ class SpmCheckpointSection(Section):
 class SpmConfig(Section):
     """Everything that training a step-aware preference model needs to know."""
 
-    run: RunSection = RunSection(name="spm")
+    run: SpmRunSection = SpmRunSection()
     """Name, place and seed."""
     base: BaseModelSection = BaseModelSection()
     """The frozen diffusion model."""
