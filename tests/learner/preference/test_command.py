@@ -65,9 +65,6 @@ def test_tokenizers(refused, tmp_path: Path) -> None:
 def test_dry_run_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--config", "sd15_spm", "--dry-run", f"run.dir={tmp_path / 'run'}", "data.source=nowhere"]) == 0
     shown = capsys.readouterr().out
-    assert (
-        "8000 steps of 1024 pairs, 4 rank(s), each 4 CPU, 1 GPU" in shown
-       
+    assert "8000 steps of 1024 pairs, 4 rank(s), each 4 CPU, 1 GPU" in shown
     assert "yuvalkirstain/PickScore_v1" in shown
-    )
     assert not (tmp_path / "run").exists()
