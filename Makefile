@@ -1,6 +1,7 @@
 # make demo    train the bundled miniature to a taste, on this machine (minutes, no download of weights)
 # make test    the tests, without those marked slow
 # make lint    formatting, lint and types
+# make chaos   a seeded storm of kills over one tiny run; writes docs/chaos.md (a quarter of an hour)
 # make bench   throughput of one rollout worker and one learner rank
 #
 # Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
@@ -14,7 +15,7 @@ CONSTRAINTS ?= constraints.txt
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.atelier-installed
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench chaos
 
 demo: $(INSTALLED)
 	$(PY) -m learner.main --config configs/quickstart.yaml
@@ -29,6 +30,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) -m tests.benchmarks.throughput --model miniature
+
+chaos: $(INSTALLED)
+	$(PY) -m tests.chaos.storm --kills 33 --seed 0
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -187,12 +187,12 @@ def evaluation_prompts(settings: EvaluationSection) -> tuple[str, ...]:
 def create_evaluator(config: AtelierConfig) -> Any:
     """The evaluator as a named Ray actor with the resources of `evaluation.resources`.
 
-    When its process dies, Ray starts it again and repeats the evaluation, at most twice.
+    When its process dies, Ray starts it again and repeats the evaluation, each at most twice.
     """
     options = compute_options(config.evaluation.resources)
     name = actor_name("evaluator", config.run.name)
     return (
         ray.remote(Evaluator)
-        .options(name=name, namespace=NAMESPACE, max_restarts=2, max_task_retries=2, **options)
+        .options(name=name, namespace=NAMESPACE, max_restarts=-1, max_task_retries=2, **options)
         .remote(config)
     )
