@@ -51,11 +51,11 @@ class PromptStream:
         """The item at `ordinal` (0, 1, 2, ..); the prompts repeat, reshuffled, after every `len(self)`."""
         epoch, position = divmod(ordinal, len(self._prompts))
         prompt = self._prompts[self._order(epoch)[position]]
-        return PromptItem(ordinal, prompt, _hash("seed", self._seed, ordinal) >> (64 - _SEED_BITS))
+        return PromptItem(ordinal, prompt, stable_hash("seed", self._seed, ordinal) >> (64 - _SEED_BITS))
 
     def _epoch_order(self, epoch: int) -> list[int]:
         # Sorted by hash rather than random.shuffle, whose result Python does not promise to keep between versions.
-        return sorted(range(len(self._prompts)), key=lambda index: _hash("order", self._seed, epoch, index))
+        return sorted(range(len(self._prompts)), key=lambda index: stable_hash("order", self._seed, epoch, index))
 
 
 def load_prompts(source: str, limit: int | None = None) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def _checked(entry: Any, where: str) -> str:
     return prompt
 
 
-def _hash(*parts: int | str) -> int:
+def stable_hash(*parts: int | str) -> int:
     """A 64-bit hash that is the same on every machine and Python version."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
