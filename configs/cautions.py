@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from configs.checks import MINIATURE
+from configs.data import OnlineData
 from configs.learner import AsyncSchedule
 from configs.schema import AtelierConfig
 
@@ -25,7 +26,7 @@ def _dropout_breaks_parity(config: AtelierConfig) -> Iterator[str]:
 
 def _full_queue_grows_stale(config: AtelierConfig) -> Iterator[str]:
     schedule, learner = config.schedule, config.learner
-    if not isinstance(schedule, AsyncSchedule):
+    if not isinstance(schedule, AsyncSchedule) or not isinstance(config.data, OnlineData):
         return
     waited = config.queue.capacity_groups // learner.groups_per_batch * learner.updates_per_batch
     if waited > schedule.max_staleness_steps:
@@ -39,8 +40,9 @@ def _full_queue_grows_stale(config: AtelierConfig) -> Iterator[str]:
 def _miniature_only_knows_its_world(config: AtelierConfig) -> Iterator[str]:
     if config.model.pretrained == MINIATURE:
         return
+    prompts = [("prompts.source", config.prompts.source)] if isinstance(config.data, OnlineData) else []
     for path, value in (
-        ("prompts.source", config.prompts.source),
+        *prompts,
         ("rollout.scorer.clip", getattr(config.rollout.scorer, "clip", None)),
         ("evaluation.prompts", config.evaluation.prompts),
     ):

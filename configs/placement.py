@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from configs.data import OnlineData
 from configs.rollout import ResourcesSection
 from configs.schema import AtelierConfig
 
@@ -38,11 +39,16 @@ def placement(config: AtelierConfig) -> list[RolePlacement]:
     def role(name: str, count: int, resources: ResourcesSection) -> RolePlacement:
         return RolePlacement(name, count, resources.cpus, resources.gpus, dict(resources.custom))
 
+    learner = [
+        role("learner rank", config.learner.ranks, config.learner.resources),
+        role("evaluator", 1, config.evaluation.resources),
+    ]
+    if not isinstance(config.data, OnlineData):
+        return [*learner, RolePlacement("control", len(("books", "mailbox", "telemetry")), 0.0, 0.0)]
     shards = config.queue.shards if config.queue.shards > 1 else 0
     return [
         role("rollout worker", config.rollout.workers.initial, config.rollout.workers.resources),
-        role("learner rank", config.learner.ranks, config.learner.resources),
-        role("evaluator", 1, config.evaluation.resources),
+        *learner,
         RolePlacement("control", len(("queue", "mailbox", "pool", "telemetry")) + shards, 0.0, 0.0),
     ]
 
@@ -90,7 +96,8 @@ def render_placement(config: AtelierConfig, cluster_resources: Mapping[str, floa
     if cluster_resources is not None:
         rows.append(["cluster", "", *(f"{cluster_resources.get(name, 0.0):g}" for name in names)])
     lines = _aligned(rows)
-    lines.append(_growth(config))
+    if isinstance(config.data, OnlineData):
+        lines.append(_growth(config))
     if cluster_resources is not None:
         shortfalls = compare(roles, cluster_resources)
         lines += [f"short of {text}" for text in shortfalls] or ["The cluster has what this run asks for."]

@@ -1,6 +1,6 @@
 """The whole configuration: one typed tree, checked at load, free of torch.
 
-AtelierConfig ─ run · model · noise · prompts · rollout · queue · schedule · learner · checkpoint · evaluation
+AtelierConfig ─ run · model · noise · data · prompts · rollout · queue · schedule · learner · checkpoint · evaluation
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from configs.base import Section
 from configs.checks import problems
+from configs.data import Data, OnlineData
 from configs.learner import (
     AsyncSchedule,
     CheckpointSection,
@@ -46,6 +47,8 @@ class AtelierConfig(Section):
     """The diffusion model."""
     noise: NoiseSection = NoiseSection()
     """The stochastic denoising step."""
+    data: Data = OnlineData()
+    """Where training examples come from: rollouts, or a data set on disk."""
     prompts: PromptsSection = PromptsSection()
     """Training prompts."""
     rollout: RolloutSection = RolloutSection()

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from configs.data import OnlineData
 from configs.schema import AtelierConfig
 from learner.generators import load_generators, save_generators
 from rollout.policy import DiffusionPolicy
@@ -245,6 +246,20 @@ def identity(config: AtelierConfig) -> dict[str, Any]:
         "prompts.source": config.prompts.source,
         "prompts.limit": config.prompts.limit,
         "run.seed": config.run.seed,
+        **_data_identity(config),
+    }
+
+
+def _data_identity(config: AtelierConfig) -> dict[str, Any]:
+    """What decides which examples a batch holds. The files themselves are checked by whoever reads them."""
+    data = config.data
+    if isinstance(data, OnlineData):
+        return {"data.type": data.type}
+    return {
+        "data.type": data.type,
+        "data.where": dict(data.where),
+        "data.limit": data.limit,
+        "data.shuffle_blocks": data.shuffle_blocks,
     }
 
 

@@ -22,12 +22,16 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from configs.data import OnlineData
 from configs.learner import EngineSection
 from configs.rollout import ResourcesSection
 from configs.schema import AtelierConfig
 from learner.best import keep_if_best
 from learner.checkpoint import CheckpointError, list_committed
-from learner.loop import train
+from learner.datasets.books import BooksClient, create_books
+from learner.datasets.offline import open_offline_queue
+from learner.datasets.rows import DataError
+from learner.loop import Queue, train
 from learner.signals import Interrupted
 from learner.telemetry import create_telemetry
 from rollout.actors import NAMESPACE, compute_options
@@ -114,7 +118,8 @@ class Actors:
     """Handles and blocking clients of one run's actors; the pool comes later."""
 
     mailbox: MailboxClient
-    queue: QueueClient
+    queue: QueueClient | BooksClient
+    """The replay queue, or the books of an offline run, whose ranks read the data set themselves."""
     telemetry: Any
     evaluator: Any
 
@@ -123,14 +128,20 @@ def create_actors(config: AtelierConfig, *, resume: bool) -> Actors:
     """Start mailbox, queue, telemetry and evaluator. Raises ValueError where a live run has the same name."""
     try:
         mailbox = create_mailbox(config)
-        queue = create_queue(config, mailbox, resume=resume)
-        return Actors(MailboxClient(mailbox), QueueClient(queue), create_telemetry(config), create_evaluator(config))
+        source: QueueClient | BooksClient = (
+            QueueClient(create_queue(config, mailbox, resume=resume))
+            if isinstance(config.data, OnlineData)
+            else BooksClient(create_books(config))
+        )
+        return Actors(MailboxClient(mailbox), source, create_telemetry(config), create_evaluator(config))
     except ValueError as error:
         raise ValueError(f"run.name {config.run.name}: a live run on this cluster has this name; {error}") from error
 
 
-def start_pool(config: AtelierConfig, prompts: tuple[str, ...], actors: Actors) -> PoolClient:
-    """Start the rollout workers."""
+def start_pool(config: AtelierConfig, prompts: tuple[str, ...], actors: Actors) -> PoolClient | None:
+    """Start the rollout workers; an offline run has none."""
+    if not isinstance(config.data, OnlineData):
+        return None
     return PoolClient(create_pool(config, prompts, actors.queue.actor, actors.mailbox.actor))
 
 
@@ -232,18 +243,25 @@ def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
             context.get_world_rank(),
             context.get_world_size(),
             config,
-            QueueClient(given["queue"]),
+            _queue(config, given["queue"], device),
             MailboxClient(given["mailbox"]),
             TelemetryClient(given["telemetry"]),
             device=device,
             resume_from=committed[-1] if committed else given["resume_from"],
             evaluate=evaluations,
         )
-    except (CheckpointError, FloatingPointError) as error:
+    except (CheckpointError, DataError, FloatingPointError) as error:
         return {"error": str(error)}
     if result.finished:
         evaluations.wait()
     return {**asdict(result), "peak_memory_bytes": peak_memory_bytes(device)}
+
+
+def _queue(config: AtelierConfig, actor: Any, device: torch.device) -> Queue:
+    """What this rank takes its batches from. Raises DataError for a data set that cannot be read."""
+    if isinstance(config.data, OnlineData):
+        return QueueClient(actor)
+    return open_offline_queue(config, BooksClient(actor), device)
 
 
 class TelemetryClient:

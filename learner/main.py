@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from configs.cautions import cautions
+from configs.data import OnlineData
 from configs.errors import ConfigError
 from configs.load import dump_config, load_config
 from configs.memory import render_memory
@@ -29,6 +30,7 @@ from configs.placement import compare, placement, render_placement
 from configs.schema import AtelierConfig
 from learner import cluster
 from learner.checkpoint import CheckpointError
+from learner.datasets.offline import check_data
 from learner.export import adapter_shapes
 from learner.progress import ProgressLine
 from learner.results import WORKER_MEMORY_TAG, conclude
@@ -124,7 +126,9 @@ def connect(address: str | None, signals: Signals) -> None:
 def read_inputs(config: AtelierConfig) -> tuple[str, ...]:
     """The training prompts, once everything that the configuration names was found. Raises RunError."""
     try:
-        prompts = load_prompts(config.prompts.source, config.prompts.limit)
+        online = isinstance(config.data, OnlineData)
+        prompts = load_prompts(config.prompts.source, config.prompts.limit) if online else ()
+        check_data(config)
         evaluation_prompts(config.evaluation)
     except ValueError as error:
         raise RunError(str(error)) from error
@@ -157,7 +161,7 @@ class Driver:
         self._announce()
         self._base: EvalResult | None = None
         self._base_call = self._actors.evaluator.evaluate.remote(None)
-        self._pool: PoolClient = cluster.start_pool(config, prompts, self._actors)
+        self._pool: PoolClient | None = cluster.start_pool(config, prompts, self._actors)
         self._learner = cluster.LearnerThread(cluster.build_trainer(config, self._actors, run_dir.checkpoint))
         self._line = ProgressLine()
         self._shown_sec = 0.0
@@ -172,7 +176,8 @@ class Driver:
         try:
             stopped = self._watch()
             self._actors.queue.close(stopped or "finished")
-            self._pool.stop()
+            if self._pool is not None:
+                self._pool.stop()
             self._refuse_failure(stopped)
             if self._signals.received is not None:
                 raise Interrupted(self._signals.received)
@@ -190,7 +195,7 @@ class Driver:
         stopped: str | None = None
         while self._learner.is_alive():
             self._learner.join(POLL_SEC)
-            stats = _answer(self._pool.actor.stats.remote(), {})
+            stats = _answer(self._pool.actor.stats.remote(), {}) if self._pool is not None else {}
             if stopped is None and (stopped := self._reason_to_stop(stats.get("status", "running"))):
                 self._line.finish()
                 say(f"{stopped}: finishing the batch and saving a checkpoint")
@@ -274,10 +279,15 @@ class Driver:
     def _announce(self) -> None:
         config, counters = self._config, self._run_dir.counters
         settings = config.learner
+        if isinstance(config.data, OnlineData):
+            what = f"prompts, {config.schedule.type}"
+            who = f"{settings.ranks} learner rank(s), {config.rollout.workers.initial} rollout worker(s)"
+        else:
+            what = f"{config.data.type} from {config.data.path}"
+            who = f"{settings.ranks} learner rank(s)"
         say(
             f"Run {config.run.name} in {self._run_dir.path}: {settings.max_batches} batches of "
-            f"{settings.groups_per_batch} prompts, {config.schedule.type}, {settings.ranks} learner rank(s), "
-            f"{config.rollout.workers.initial} rollout worker(s)"
+            f"{settings.groups_per_batch} {what}, {who}"
         )
         if self._run_dir.checkpoint is not None:
             say(f"Resuming after batch {counters.batch} (step {counters.step}) from {self._run_dir.checkpoint}")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from configs.data import OnlineData
 from configs.schema import AtelierConfig
 from learner.best import keep_if_best
 from learner.cluster import Actors
+from learner.datasets.books import read_bad_rows
 from learner.export import export_lora
 from learner.metrics_log import read_metrics
 from learner.summary import (
+    BadRowLine,
+    DataBooksSummary,
     EvaluationEnds,
     GroupBooks,
     RewardEnds,
@@ -71,6 +76,7 @@ def conclude(
             "rollout_worker": worker_peak_bytes(config.run.path),
         },
         adapter_sha256=version.sha256,
+        data=None if isinstance(config.data, OnlineData) else _data_books(config.run.path, queue),
     )
     write_summary(config.run.path, summary)
     return closing_text(
@@ -83,6 +89,12 @@ def conclude(
         differences=differences(before, after),
         drift=after.drift,
     )
+
+
+def _data_books(run_dir: Path, books: Mapping[str, Any]) -> DataBooksSummary:
+    counts = ("epoch_rows", "rows_without_preference", "cache_hits", "cache_misses", "cache_corrupt")
+    bad = [BadRowLine(**asdict(note)) for note in read_bad_rows(run_dir)]
+    return DataBooksSummary(bad_rows=bad, **{name: books[name] for name in counts})
 
 
 def reward_ends(run_dir: Path) -> RewardEnds:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from learner.datasets.books import BAD_ROWS
 from learner.progress import format_duration
 from rollout.measures import Interval
 
@@ -56,6 +57,29 @@ class EvaluationEnds(_Strict):
     after: dict[str, float]
 
 
+class BadRowLine(_Strict):
+    """A row of the data set that could not be used."""
+
+    where: str
+    """File and row."""
+    reason: str
+
+
+class DataBooksSummary(_Strict):
+    """An offline run's data set."""
+
+    epoch_rows: int = Field(ge=0)
+    """Rows of one epoch: those that data.where and data.limit leave, bad ones included."""
+    rows_without_preference: int = Field(ge=0)
+    """Ties and rows without a label, left out."""
+    bad_rows: list[BadRowLine]
+    """Rows that were replaced (data.on_bad_row: skip)."""
+    cache_hits: int = Field(ge=0)
+    cache_misses: int = Field(ge=0)
+    cache_corrupt: int = Field(ge=0)
+    """Damaged entries of the latent cache, made anew."""
+
+
 class Summary(_Strict):
     """What summary.json holds."""
 
@@ -70,6 +94,8 @@ class Summary(_Strict):
     """Role -> the most that one process of it held."""
     adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """`adapter_checksum` of the exported adapter."""
+    data: DataBooksSummary | None = None
+    """None for a run on rollouts."""
 
 
 def write_summary(run_dir: Path, summary: Summary) -> Path:
@@ -115,6 +141,11 @@ def closing_text(
     if drift:
         lines += ["", "Changes of the pictures from the starting model, same prompts and seeds:", ""]
         lines += [f"  {tag:<{max(map(len, drift))}}  {change:+.4g}" for tag, change in drift.items()]
+    if summary.data is not None and (bad := len(summary.data.bad_rows)):
+        lines += [
+            "",
+            f"  {bad} bad row{'s were' if bad > 1 else ' was'} replaced by others: {_shown(run_dir / BAD_ROWS)}",
+        ]
     base = _shown(Path(base_model)) if Path(base_model).exists() else base_model
     places = {
         "TensorBoard": f"{_tensorboard()} --logdir {_shown(run_dir / 'tb')}",

@@ -1,0 +1,174 @@
+"""From the configuration to examples: pairs or captioned images, whatever the files' form; what is left out, and why.
+
+    folder · JSONL · parquet · tar ─► table ─► where, limit, rows with a preference ─► order ─► Example
+
+A pair's columns are `win` and `lose`, or Pick-a-Pic's (jpg_0, jpg_1, label_0), or those of pairs.jsonl (image_0,
+image_1, preferred). Rows without a preference (ties, has_label false) are left out and counted; they are not bad.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.data import ImageData, OfflineData, PairData
+from learner.datasets.files import find_files
+from learner.datasets.folder import INDEX
+from learner.datasets.jsonl_table import JsonlTable
+from learner.datasets.keyed_files import FolderTable, TarTable
+from learner.datasets.order import Order
+from learner.datasets.parquet_table import ParquetTable
+from learner.datasets.rows import DataError
+from learner.datasets.tables import BadRow, Row, Table
+
+LABELLED = (("jpg_0", "jpg_1", "label_0"), ("image_0", "image_1", "preferred"))
+"""Two images and which is preferred: a number (the share of votes for the first), or 0, 1 or "tie"."""
+_FLAGS = ("has_label", "are_different")
+_SUFFIXES = {".jsonl": "jsonl", ".parquet": "parquet", ".tar": "webdataset"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be decoded."""
+
+    where: str
+    """File and row, for messages."""
+    caption: str
+    images: tuple[tuple[str, bytes], ...]
+    """Column and encoded image: (win, lose) or (image,)."""
+
+
+class Examples:
+    """The rows of a data set that a run trains on, in a seeded order without end."""
+
+    def __init__(self, data: PairData | ImageData, seed: int) -> None:
+        """Opens and indexes the files; no image is read. Raises DataError for what cannot be read or leaves no row."""
+        self._data = data
+        self._table = open_table(data)
+        self.fingerprint = self._table.fingerprint
+        self._kept = self._select()
+        self.rows = sum(map(len, self._kept.values()))
+        """Rows of one epoch."""
+        if not self.rows:
+            raise DataError(f"{data.path}: no row is left to train on; look at data.where and at the rows' preferences")
+        self._blocks = list(self._kept)
+        self._order = Order([len(self._kept[block]) for block in self._blocks], seed, data.shuffle_blocks)
+
+    def example(self, position: int) -> Example:
+        """The example at `position` (0, 1, 2, ..; an epoch after the other). Raises BadRow."""
+        block, place = self._order.at(position)
+        number = self._blocks[block]
+        row = self._table.read(number, self._kept[number][place], self._columns())
+        caption = row.text(self._data.caption)
+        if isinstance(self._data, ImageData):
+            return Example(row.where, caption, ((self._data.image, row.image(self._data.image)),))
+        win, lose = _sides(row, self._data)
+        return Example(row.where, caption, ((win, row.image(win)), (lose, row.image(lose))))
+
+    def substitute(self, position: int, attempt: int) -> int:
+        """The position to take instead of a bad row's: the `attempt`-th (from 1) half an epoch further."""
+        epoch, place = divmod(position, self.rows)
+        return epoch * self.rows + (place + self.rows // 2 + attempt - 1) % self.rows
+
+    def _columns(self) -> list[str]:
+        """Every column that `example` may look at."""
+        if isinstance(self._data, ImageData):
+            return [self._data.caption, self._data.image]
+        return [self._data.caption, self._data.win, self._data.lose, *(name for names in LABELLED for name in names)]
+
+    def _select(self) -> dict[int, Sequence[int]]:
+        """Block to the places of its rows that are taken, blocks without any left out."""
+        wanted = {column: set(values) for column, values in self._data.where.items()}
+        pairs = isinstance(self._data, PairData)
+        labels = [*(names[2] for names in LABELLED), *_FLAGS] if pairs else []
+        sizes = self._table.block_sizes()
+        if not wanted and not pairs:
+            return _first(dict(enumerate(map(range, sizes))), self._data.limit)
+        seen: set[str] = set()
+        self.left_out = 0
+        rows = iter(self._table.scan([*wanted, *labels]))
+        kept: dict[int, Sequence[int]] = {}
+        for block, size in enumerate(sizes):
+            places = array("q")
+            for place, values in zip(range(size), rows, strict=False):
+                seen |= wanted.keys() & values.keys()
+                if values and any(str(values.get(column)) not in allowed for column, allowed in wanted.items()):
+                    continue
+                if pairs and _undecided(values):
+                    self.left_out += 1
+                    continue
+                places.append(place)
+            if places:
+                kept[block] = places
+        if absent := sorted(wanted.keys() - seen):
+            raise DataError(f"{self._data.path}: data.where names column {absent[0]}, which no row has")
+        return _first(kept, self._data.limit)
+
+    left_out: int = 0
+    """Rows without a preference."""
+
+
+def open_table(data: OfflineData) -> Table:
+    """The rows of `data.path`. Raises DataError where it is not there or cannot be read."""
+    kind = data.format if data.format != "auto" else _guess(data.path)
+    if kind == "folder":
+        if not data.path.is_dir():
+            raise DataError(f"{data.path}: no such folder")
+        return FolderTable(data.path)
+    if kind == "jsonl":
+        index = data.path / INDEX
+        return JsonlTable([index] if index.is_file() else find_files(data.path, ".jsonl"))
+    if kind == "parquet":
+        return ParquetTable(find_files(data.path, ".parquet"), kept_groups=2 * data.shuffle_blocks)
+    return TarTable(find_files(data.path, ".tar"))
+
+
+def _guess(path: Path) -> str:
+    """The format by the file names; a folder with none of the other kinds is a folder of files."""
+    if not path.is_dir():
+        if (kind := _SUFFIXES.get(path.suffix)) is None:
+            raise DataError(f"{path}: data.format is auto, and this is neither a folder nor .jsonl, .parquet or .tar")
+        return kind
+    present = {suffix for suffix in _SUFFIXES if next(path.rglob(f"*{suffix}"), None) is not None}
+    if len(present) > 1:
+        raise DataError(f"{path}: holds {' and '.join(sorted(present))} files; set data.format to say which to read")
+    return _SUFFIXES[present.pop()] if present else "folder"
+
+
+def _first(kept: Mapping[int, Sequence[int]], limit: int | None) -> dict[int, Sequence[int]]:
+    """The first `limit` rows."""
+    left, result = limit, {}
+    for block, places in kept.items():
+        if left is not None:
+            places = places[:left]
+            left -= len(places)
+        if len(places):
+            result[block] = places
+    return result
+
+
+def _undecided(values: Mapping[str, Any]) -> bool:
+    """No preference was given, or it is a tie."""
+    if any(values.get(flag) is False for flag in _FLAGS):
+        return True
+    return values.get("label_0") == 0.5 or values.get("preferred") == "tie"
+
+
+def _sides(row: Row, data: PairData) -> tuple[str, str]:
+    """The columns of the preferred and of the rejected image. Raises BadRow."""
+    present = {name for name in row.values if row.values[name] is not None}
+    if data.win in present or data.lose in present:
+        return data.win, data.lose
+    for first, second, label in LABELLED:
+        if not {first, second} & present:
+            continue
+        value = row.values.get(label)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or value == 0.5:
+            raise BadRow(row.where, f"column {label!r} is {value!r}; 0 to 1 without a tie is wanted")
+        first_wins = value == 0 if label == "preferred" else value > 0.5
+        return (first, second) if first_wins else (second, first)
+    forms = [f"{data.win} and {data.lose}", *(", ".join(names) for names in LABELLED)]
+    raise BadRow(row.where, f"no pair of images: columns {'; or '.join(forms)} are wanted, found {sorted(row.values)}")
