@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from configs.data import OnlineData
 from configs.evaluation_checks import EVALUATION_CHECKS
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.model import FLOW_FAMILIES
@@ -127,6 +128,8 @@ def _ranks_share_a_batch(config: AtelierConfig) -> Iterator[str]:
 
 
 def _queue_holds_a_batch(config: AtelierConfig) -> Iterator[str]:
+    if not isinstance(config.data, OnlineData):
+        return
     capacity, groups = config.queue.capacity_groups, config.learner.groups_per_batch
     if capacity < groups:
         yield (
@@ -142,6 +145,8 @@ def _queue_holds_a_batch(config: AtelierConfig) -> Iterator[str]:
 
 
 def _chunk_fits_a_batch(config: AtelierConfig) -> Iterator[str]:
+    if not isinstance(config.data, OnlineData):
+        return
     chunk, groups = config.rollout.workers.chunk_groups, config.learner.groups_per_batch
     if isinstance(config.schedule, SyncSchedule) and chunk > groups:
         yield (
@@ -152,6 +157,8 @@ def _chunk_fits_a_batch(config: AtelierConfig) -> Iterator[str]:
 
 
 def _fresh_groups_are_eligible(config: AtelierConfig) -> Iterator[str]:
+    if not isinstance(config.data, OnlineData):
+        return
     schedule, updates = config.schedule, config.learner.updates_per_batch
     if not isinstance(schedule, AsyncSchedule):
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from configs.data import OnlineData
 from configs.objectives import REFERENCES, PixelSection
 
 if TYPE_CHECKING:
@@ -43,7 +44,14 @@ def objective_problems(config: AtelierConfig) -> Iterator[str]:
         yield from _pixel_weights(pixel)
 
 
+OFFLINE_READS = {"pairs": ("simpo", "dpo", "mapo", "sft"), "images": ("sft",)}
+"""`data.type` of a data set -> the objectives that can learn from it (`sft` takes the preferred images of pairs)."""
+
+
 def _objective_has_its_source(config: AtelierConfig) -> Iterator[str]:
+    if not isinstance(config.data, OnlineData):
+        yield from _objective_has_its_data(config)
+        return
     objective, sampler = config.learner.objective.type, config.rollout.sampler.type
     wanted, what = READS[objective]
     if sampler != wanted:
@@ -51,6 +59,25 @@ def _objective_has_its_source(config: AtelierConfig) -> Iterator[str]:
         yield (
             f"learner.objective.type = {objective} reads {what}, and rollout.sampler.type = {sampler} makes "
             f"{GIVES[sampler]}. Set rollout.sampler.type to {wanted}, or learner.objective.type to one of {fitting}."
+        )
+
+
+def _objective_has_its_data(config: AtelierConfig) -> Iterator[str]:
+    objective, kind = config.learner.objective.type, config.data.type
+    if objective not in OFFLINE_READS[kind]:
+        _, what = READS[objective]
+        offline = [name for name, readers in OFFLINE_READS.items() if objective in readers]
+        other = f" or {' or '.join(offline)}" if offline else ""
+        yield (
+            f"learner.objective.type = {objective} reads {what}, and data.type = {kind} gives "
+            f"{'single captioned images' if kind == 'images' else 'pairs of finished images'}. Set data.type to "
+            f"online{other}, or learner.objective.type to one of {', '.join(OFFLINE_READS[kind])}."
+        )
+    sampler = config.rollout.sampler
+    if sampler != type(config.rollout)().sampler:
+        yield (
+            f"rollout.sampler (type {sampler.type}) is set, and data.type = {kind}: nothing is rolled out, so that it "
+            f"would have no effect. Take rollout.sampler out, or set data.type to online."
         )
 
 

@@ -21,11 +21,13 @@ from typing import Any, Protocol
 
 import torch
 
+from configs.data import OnlineData
 from configs.learner import AsyncSchedule
 from configs.objectives import pixel_of
 from configs.schema import AtelierConfig
 from learner.batching import split_updates
 from learner.checkpoint import Counters, load_checkpoint, save_checkpoint
+from learner.datasets.rows import DataError
 from learner.engine import build_engine, gather_adapter, learning_rate
 from learner.generators import seed_generators
 from learner.report import group_metrics, memory_metrics, queue_metrics, update_metrics
@@ -41,7 +43,8 @@ logger = logging.getLogger(__name__)
 
 
 class Queue(Protocol):
-    """The replay queue as a learner rank sees it (blocking calls). See `rollout.replay.ReplayQueue`."""
+    """Where a learner rank's batches come from (blocking calls): the replay queue (`rollout.replay.ReplayQueue`), or a
+    data set (`learner.datasets.offline.OfflineQueue`)."""
 
     def expect(self, latent_shape: Sequence[int]) -> None: ...
 
@@ -101,8 +104,9 @@ def train(
 ) -> TrainResult:
     """Train until `learner.max_batches`, or until the queue is closed, on an initialised process group of `world`.
 
-    `resume_from` is a committed checkpoint. Raises CheckpointError for a checkpoint of another run, FloatingPointError
-    once `learner.max_nonfinite_batches` updates were skipped, and whatever queue, mailbox and telemetry raise.
+    `resume_from` is a committed checkpoint. Raises CheckpointError for a checkpoint of another run, DataError for rows
+    that cannot be used, FloatingPointError once `learner.max_nonfinite_batches` updates were skipped, and whatever
+    queue, mailbox and telemetry raise.
     """
     run = _Rank(rank, world, config, queue, mailbox, metrics, device)
     run.start(resume_from)
@@ -114,7 +118,7 @@ def train(
             break
 
         # Update: U optimiser steps
-        gathered = group_metrics(groups, run.counters.step, run.pairs_possible, device)
+        gathered = run.gather(groups)
         for plan in run.updater.plan(split_updates(groups, config.run.seed, config.learner.updates_per_batch)):
             lr = learning_rate(config.learner.optimizer, run.counters.step, run.total_steps)
             result = run.updater.run(groups, plan, lr, step=run.counters.step) if plan.global_pairs else None
@@ -158,7 +162,8 @@ class _Rank:
         decoder = load_decoder(config.model, device) if pixel else None
         self.updater = Updater(self._policy, self._engine, config.learner, world, seed=config.run.seed, decoder=decoder)
         self.total_steps = config.learner.max_batches * config.learner.updates_per_batch
-        self.pairs_possible = pairs_possible(config, self._policy.schedule)
+        online = isinstance(config.data, OnlineData)
+        self.pairs_possible = pairs_possible(config, self._policy.schedule) if online else 1
         self._attempt = 0
         self._published: Counters | None = None
         self._saved: Counters | None = None
@@ -189,12 +194,28 @@ class _Rank:
         self._batch_began = time.monotonic()
 
     def take(self) -> list[Group] | None:
-        """This rank's groups of the next batch; None on every rank once the queue is closed. Collective."""
-        payloads = self._queue.take(self.counters.batch, self._rank, self._world, self.counters.step)
+        """This rank's groups of the next batch; None on every rank once the queue is closed. Collective.
+
+        Raises DataError on every rank when one of them cannot use its share of a data set.
+        """
+        payloads, fault = None, None
+        try:
+            payloads = self._queue.take(self.counters.batch, self._rank, self._world, self.counters.step)
+        except DataError as error:
+            fault = str(error)
         self._taken = time.monotonic()
-        here = [float(payloads is not None)]
-        everywhere = reduce_over_ranks(here, torch.distributed.ReduceOp.MIN, self._device) == [1.0]
+        here = [-1.0 if fault else float(payloads is not None)]
+        (everywhere,) = reduce_over_ranks(here, torch.distributed.ReduceOp.MIN, self._device)
+        if everywhere < 0:
+            raise DataError(_first_fault(fault))
         return [read_group(payload) for payload in payloads] if payloads and everywhere else None
+
+    def gather(self, groups: Sequence[Group]) -> dict[str, float]:
+        """What the ranks' groups are like. A data set's have neither rewards nor an age. Collective."""
+        gathered = group_metrics(groups, self.counters.step, self.pairs_possible, self._device)
+        if isinstance(self._config.data, OnlineData):
+            return gathered
+        return {tag: value for tag, value in gathered.items() if tag.startswith("pairs/")}
 
     def count_step(self, result: UpdateResult | None, plan: UpdatePlan, lr: float) -> None:
         """One optimiser step is over: report it, and refuse one too many that was not finite. Collective then."""
@@ -261,6 +282,13 @@ class _Rank:
 def _publish_every(config: AtelierConfig) -> int:
     schedule = config.schedule
     return schedule.publish_every_batches if isinstance(schedule, AsyncSchedule) else 1
+
+
+def _first_fault(fault: str | None) -> str:
+    """What the first of the ranks that have one reports. Collective."""
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, fault)
+    return next(str(text) for text in everyone if text is not None)
 
 
 def _refuse_nonfinite(counters: Counters, result: UpdateResult, limit: int) -> None:

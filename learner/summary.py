@@ -142,10 +142,7 @@ def closing_text(
         lines += ["", "Changes of the pictures from the starting model, same prompts and seeds:", ""]
         lines += [f"  {tag:<{max(map(len, drift))}}  {change:+.4g}" for tag, change in drift.items()]
     if summary.data is not None and (bad := len(summary.data.bad_rows)):
-        lines += [
-            "",
-            f"  {bad} bad row{'s were' if bad > 1 else ' was'} replaced by others: {_shown(run_dir / BAD_ROWS)}",
-        ]
+        lines += ["", f"  Bad rows, replaced by others: {bad}, listed in {_shown(run_dir / BAD_ROWS)}"]
     base = _shown(Path(base_model)) if Path(base_model).exists() else base_model
     places = {
         "TensorBoard": f"{_tensorboard()} --logdir {_shown(run_dir / 'tb')}",

@@ -113,17 +113,20 @@ class OfflineQueue:
         self._ahead: dict[int, Future[Loaded]] = {}
         self._bad: list[BadRowNote] = []
         self._batch = 0
+        self._fault: str | None = None  # raised by `take`, where the ranks agree on how a run goes on
 
     def expect(self, latent_shape: Any) -> None:
-        """Raises DataError where images would be encoded to another shape than the network's."""
+        """What the network reads; `take` raises where images would be encoded to another shape."""
         if tuple(latent_shape) != self._encoder.latent_shape:
-            raise DataError(f"latents of {self._encoder.latent_shape}; the network reads {tuple(latent_shape)}")
+            self._fault = f"latents of {self._encoder.latent_shape}; the network reads {tuple(latent_shape)}"
 
     def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None:
         """The records of `rank` (of `world`) in global batch `batch`; None once the books are closed.
 
         Raises DataError naming file and row for a bad row, unless data.on_bad_row is skip.
         """
+        if self._fault is not None:
+            raise DataError(self._fault)
         if self._books.closed() is not None:
             return None
         payloads = [self._record(position) for position in self._share(batch, rank, world)]
@@ -149,10 +152,10 @@ class OfflineQueue:
         return json.dumps(state).encode()
 
     def load_state_dict(self, state: bytes | None) -> None:
-        """Raises DataError where the data set has changed: batch b would hold other rows."""
+        """Go on from there; `take` raises where the data set has changed since: batch b would hold other rows."""
         loaded = {"batch": 0} if not state else json.loads(state)
         if loaded.get("data", self._examples.fingerprint) != self._examples.fingerprint:
-            raise DataError(
+            self._fault = (
                 f"{self._data.path}: its files are not those that this run began with, so that its order would be "
                 f"another; bring them back, or start a new run"
             )

@@ -18,12 +18,15 @@ from tests.learner.offline.sets import MeanEncoder, write_set
 
 
 def offline_config(run_dir, kind, path, **data):
-    objective = {"type": "sft" if kind == "images" else "dpo"}
     return AtelierConfig.model_validate(
         {
             "run": {"name": "offline", "dir": str(run_dir), "seed": 5},
             "data": {"type": kind, "path": str(path), **data},
-            "learner": {"groups_per_batch": 4, "max_batches": 4},
+            "learner": {
+                "objective": {"type": "sft" if kind == "images" else "dpo"},
+                "groups_per_batch": 4,
+                "max_batches": 4,
+            },
         }
     )
 
@@ -183,8 +186,10 @@ def test_the_state_is_a_position_in_this_very_data_set(tmp_path):
     assert second.queue.stats()["trained"] == 4 and second.queue.stats()["epoch_rows"] == 6
     with path.open("a") as file:
         file.write('{"caption": "one more", "image": "images/000000_image.png"}\n')
+    third = Set(tmp_path, "images", path)
+    third.queue.load_state_dict(state)
     with pytest.raises(DataError, match="its files are not those that this run began with"):
-        Set(tmp_path, "images", path).queue.load_state_dict(state)
+        third.batch(1)
 
 
 def test_closed_books_end_the_run(tmp_path):
@@ -198,8 +203,9 @@ def test_closed_books_end_the_run(tmp_path):
 def test_another_latent_shape_is_refused(tmp_path):
     some = Set(tmp_path, "images", write_set(tmp_path / "set", "images", "jsonl"))
     some.queue.expect((4, 8, 8))
+    some.queue.expect((4, 16, 16))
     with pytest.raises(DataError, match=r"latents of \(4, 8, 8\); the network reads \(4, 16, 16\)"):
-        some.queue.expect((4, 16, 16))
+        some.batch(0)
 
 
 def test_the_books_go_on_after_a_restart(tmp_path):
