@@ -12,6 +12,7 @@ A file that is damaged, not a picture, or larger than MAX_PIXELS is refused by n
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def decode_image(source: Path | str | bytes, *, name: str | None = None) -> Imag
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"picture {called} is too large ({error}); scale it down first") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:  # all of what Pillow's decoders raise
-        reason = str(error).replace(str(io.BytesIO), "").strip() or type(error).__name__
+        reason = re.sub(r"\s*<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)) or type(error).__name__
         raise ValueError(f"picture {called} cannot be decoded (damaged, or not a picture): {reason}") from error
 
 

@@ -174,7 +174,7 @@ def _index(file: Path) -> np.ndarray:
     try:
         with tarfile.open(file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # or it would keep every header
+                archive.members = []  # type: ignore[attr-defined]  # or it would keep every header
                 if not member.isfile() or not is_known(member.name):
                     continue
                 key, _ = split_key(member.name)

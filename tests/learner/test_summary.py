@@ -22,6 +22,7 @@ FIELDS = {
     "eval": {"before": {"reward": 20.5, "judge/crisp": 0.25}, "after": {"reward": 21.5, "judge/crisp": 0.75}},
     "peak_memory_bytes": {"learner": 2_000_000_000, "rollout": 1_000_000_000},
     "adapter_sha256": "ab" * 32,
+    "data": None,
 }
 
 

@@ -66,7 +66,7 @@ def test_what_cannot_be_decoded_is_refused_by_name(tmp_path: Path, monkeypatch: 
         with pytest.raises(ValueError, match=rf"cut\.{kind} cannot be decoded"):
             decode_image(tmp_path / f"cut.{kind}")
     (tmp_path / "text.jpg").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.jpg cannot be decoded"):
+    with pytest.raises(ValueError, match=r"text\.jpg cannot be decoded .*: cannot identify image file$"):
         decode_image(str(tmp_path / "text.jpg"))
     with pytest.raises(ValueError, match="row 7 is empty"):
         decode_image(b"", name="row 7")

@@ -95,7 +95,7 @@ def test_a_bad_row_ends_the_run_and_is_named(tmp_path):
 
     with pytest.raises(BadRow, match=r"rows\.jsonl line \d: win and lose show the same image.*on_bad_row to skip"):
         Set(tmp_path, "pairs", spoiled_set(tmp_path / "equal", "pairs", equal)).batch(0)
-    with pytest.raises(BadRow, match=r"rows\.jsonl line \d: image: corrupt picture"):
+    with pytest.raises(BadRow, match=r"rows\.jsonl line \d: picture image cannot be decoded"):
         Set(tmp_path, "images", spoiled_set(tmp_path / "corrupt", "images", corrupt)).batch(0)
 
     class Nan(MeanEncoder):
@@ -125,7 +125,7 @@ def test_bad_rows_are_replaced_counted_and_listed_where_that_was_asked_for(tmp_p
 
     listed = [json.loads(line) for line in (tmp_path / "run" / BAD_ROWS).read_text().splitlines()]
     assert sorted(entry["where"].split()[-1] for entry in listed) == ["3", "6"], "each once, over epochs and ranks"
-    assert all("corrupt picture" in entry["reason"] for entry in listed)
+    assert all("cannot be decoded" in entry["reason"] for entry in listed)
     assert whole.queue.stats()["bad_rows"] == 2
 
 

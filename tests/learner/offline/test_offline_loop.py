@@ -192,7 +192,7 @@ def test_a_bad_row_of_one_rank_ends_all_of_them_with_its_name(pipeline, tmp_path
     folder = tmp_path / "ranks"
     folder.mkdir()
     said = run_ranks(2, folder, on_two_ranks, pipeline, tmp_path / "run", path, {})
-    assert said[0] == said[1] and "000002.*: win: corrupt picture" in said[0]
+    assert said[0] == said[1] and "000002.*: picture win cannot be decoded" in said[0]
 
 
 def test_the_bundled_model_reads_the_bundled_world(tmp_path):
