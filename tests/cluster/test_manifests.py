@@ -40,7 +40,9 @@ def assert_is_a_cluster(spec):
     for group in (head, *workers):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
-        assert pod.keys() == {"containers", "volumes"}
+        assert pod.keys() == {"containers", "volumes", "securityContext"}
+        dockerfile = (CLUSTER / "Dockerfile").read_text()
+        assert f"--uid {pod['securityContext']['fsGroup']} " in dockerfile, "the image's user reads token and runs"
         [container] = pod["containers"]
         assert container.keys() == {"name", "image", "env", "resources", "volumeMounts"}
         assert container["resources"]["requests"] == container["resources"]["limits"], "Ray sizes a node by its limits"
@@ -48,6 +50,8 @@ def assert_is_a_cluster(spec):
         environment = {entry["name"]: entry["value"] for entry in container["env"]}
         assert environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment, "no secret in a file"
         assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) >= 60
+        [secret] = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+        assert secret["defaultMode"] == 0o440
     assert groups(spec).keys() == {"learner", "rollout"}
     for name, group in groups(spec).items():
         assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {f"{name}_node": 1}
@@ -61,6 +65,10 @@ def test_ray_up_fits_rays_schema():
     assert config["head_node_type"] in types
     assert types["learner"]["resources"]["learner_node"] == types["rollout"]["resources"]["rollout_node"] == 1
     started = " ".join(config["head_start_ray_commands"] + config["worker_start_ray_commands"])
+    [token] = config["file_mounts"]
+    assert (
+        token == re.search(r"^WORKDIR (/home/\S+)", (CLUSTER / "Dockerfile").read_text(), re.M)[1] + "/.ray/auth_token"
+    )
     assert started.count("RAY_AUTH_MODE=token") == 2 and "--dashboard-host=127.0.0.1" in started
 
 
