@@ -8,7 +8,6 @@ Shapes: B prompts, K pictures a prompt, S scorers, C H W latent.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,9 +20,9 @@ from rollout.conditioning import Conditioning
 from rollout.final_records import FinalGroup
 from rollout.policy import DiffusionPolicy
 from rollout.prompts import PromptItem
-from rollout.sampling import sample_latents
+from rollout.sampler_base import PolicySampler, Stamp, shared_fields
+from rollout.sampling import picture_seed, sample_latents
 from rollout.scoring import score_finished
-from rollout.stepwise import SamplerCounters
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,11 @@ class Ranking:
         return win, lose
 
 
-class FinalPairsSampler:
+class FinalPairsSampler(PolicySampler):
     """Samples finished pictures and keeps the pair that the ranking tells apart. No Ray inside."""
 
     def __init__(self, policy: DiffusionPolicy, ranking: Ranking, settings: FinalPairsSettings) -> None:
-        self.counters = SamplerCounters()
-        self._policy = policy
+        super().__init__(policy)
         self._ranking = ranking
         self._settings = settings
 
@@ -101,9 +99,9 @@ class FinalPairsSampler:
         self.counters.scored_candidates += scores.numel()
         tables = scores.unflatten(1, (len(items), k))  # [S, B, K]
         latents = z.unflatten(0, (len(items), k)).cpu()
+        stamp = Stamp(policy_step, adapter_sha256, worker)
         return [
-            self._group(item, latents[row], tables[:, row], conditioning.row(row), policy_step, adapter_sha256, worker)
-            for row, item in enumerate(items)
+            self._group(item, stamp, latents[row], tables[:, row], conditioning, row) for row, item in enumerate(items)
         ]
 
     def _latents(self, items: Sequence[PromptItem], conditioning: Conditioning, k: int) -> Tensor:
@@ -112,14 +110,7 @@ class FinalPairsSampler:
         return sample_latents(self._policy, conditioning.repeat(k), seeds)
 
     def _group(
-        self,
-        item: PromptItem,
-        z: Tensor,
-        scores: Tensor,
-        conditioning: dict[str, Tensor],
-        policy_step: int,
-        adapter_sha256: str,
-        worker: str,
+        self, item: PromptItem, stamp: Stamp, z: Tensor, scores: Tensor, conditioning: Conditioning, row: int
     ) -> FinalGroup:
         chosen = self._ranking.choose(scores)
         if chosen is not None and torch.equal(z[chosen[0]], z[chosen[1]]):
@@ -127,13 +118,7 @@ class FinalPairsSampler:
         win, lose = ([], []) if chosen is None else ([chosen[0]], [chosen[1]])
         appeal = self._ranking.appeal(scores).float()
         return FinalGroup(
-            ordinal=item.ordinal,
-            prompt=item.prompt,
-            seed=item.seed,
-            policy_step=policy_step,
-            adapter_sha256=adapter_sha256,
-            worker=worker,
-            conditioning=conditioning,
+            **shared_fields(item, stamp, conditioning, row),
             z_win=z[win],
             z_lose=z[lose],
             score_win=appeal[win],
@@ -141,9 +126,3 @@ class FinalPairsSampler:
             scores=scores,
             final_score=float(scores[0].mean()),
         )
-
-
-def picture_seed(seed: int, number: int) -> int:
-    """Seed of a prompt's n-th picture: a hash, so that neighbouring prompts share none."""
-    digest = hashlib.blake2b(f"picture/{seed}/{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # torch.Generator takes 63 bits

@@ -18,8 +18,8 @@ from rollout.prompts import PromptItem
 from rollout.versions import AdapterVersion
 
 if TYPE_CHECKING:
+    from rollout.group_record import GroupHeader
     from rollout.groups import Group
-    from rollout.records import GroupHeader
 
 
 class GroupSink(Protocol):
@@ -69,6 +69,15 @@ class LedgerSource(Protocol):
     async def ledger(self, known_epoch: str | None = None, timeout_sec: float | None = None) -> Ledger | None: ...
 
     async def stats(self) -> Mapping[str, Any]: ...
+
+
+class QueueLost(RuntimeError):
+    """The queue has been restarted and its groups are gone."""
+
+    def __init__(
+        self, message: str = "the replay queue was restarted and lost its groups: load a checkpoint's"
+    ) -> None:
+        super().__init__(message)
 
 
 class PayloadLost(Exception):

@@ -35,7 +35,7 @@ from rollout.interfaces import (
     WorkerHandle,
 )
 from rollout.ordinals import Chunk, ChunkPlan
-from rollout.pool_gauges import StallClock, Throughput, autoscaled, backoff_sec
+from rollout.pool_gauges import FailureBook, StallClock, Throughput, autoscaled, backoff_sec
 from rollout.prompts import PromptStream
 from rollout.slot import Slot
 from rollout.wakeup import Wakeup
@@ -77,8 +77,7 @@ class RolloutPool:
         self._watchers: list[asyncio.Task[None]] = []
         self._target = settings.initial
         self._ended: str | None = None
-        self._chunk_failures: Counter[int] = Counter()
-        self._load_failures = self._deaths = self._restarts = 0
+        self._failures = FailureBook(settings.max_errors)
         self._throughput = Throughput(clock)
         self._stall = StallClock(settings.stall_timeout_sec, clock)
         self._scaled_at = clock()
@@ -133,8 +132,8 @@ class RolloutPool:
             "busy": states["busy"],
             "loading": states["loading"],
             "backing_off": states["backing off"],
-            "deaths": self._deaths,
-            "restarts": self._restarts,
+            "deaths": self._failures.deaths,
+            "restarts": self._failures.restarts,
             "next_ordinal": self._desk.book.next_ordinal,
             "chunks_in_flight": self._desk.book.in_flight,
             "version_step": -1 if self._desk.version is None else self._desk.version.step,
@@ -179,7 +178,7 @@ class RolloutPool:
             if slot.failures and self._wanted(slot):
                 slot.state = "backing off"
                 await self._changed.until(lambda: not self._wanted(slot), backoff_sec(slot.failures, *self._backoff))
-                self._restarts += self._wanted(slot)
+                self._failures.restarts += self._wanted(slot)
 
     async def _live(self, slot: Slot) -> None:
         """One worker process from start to end."""
@@ -189,7 +188,7 @@ class RolloutPool:
         chunk: Chunk | None = None
         try:
             await worker.load()
-            self._load_failures = 0
+            self._failures.loaded()
             slot.state = "idle"
             while (chunk := await self._desk.next_chunk(lambda: self._wanted(slot) and not slot.lost)) is not None:
                 await self._run(slot, worker, chunk)
@@ -197,7 +196,7 @@ class RolloutPool:
             if slot.lost:
                 raise WorkerDied(slot.lost)
         except WorkerDied as error:
-            self._deaths += 1
+            self._failures.deaths += 1
             self._note_failure(slot, f"died while {slot.last_action}: {error}")
         except WorkerFailed as error:
             self._note_failure(slot, f"failed while {slot.last_action}: {error}")
@@ -220,7 +219,7 @@ class RolloutPool:
             self._end("stopped")
         elif await self._desk.settle(chunk, report):
             slot.failures = 0
-            self._chunk_failures.pop(chunk.index, None)
+            self._failures.settled(chunk.index)
         slot.state = "idle"
 
     def _note_failure(self, slot: Slot, what: str) -> None:
@@ -230,15 +229,10 @@ class RolloutPool:
 
     def _count_error(self, slot: Slot, chunk: Chunk | None) -> None:
         if chunk is None:
-            self._load_failures += 1
-            if self._load_failures >= self._settings.max_errors and not any(
-                other.alive for other in self._slots.values()
-            ):
+            if self._failures.load_failed() and not any(other.alive for other in self._slots.values()):
                 self._end_badly("failed", f"workers cannot start; {slot.name} {slot.last_action}")
-            return
-        self._chunk_failures[chunk.index] += 1
-        if self._chunk_failures[chunk.index] >= (limit := self._settings.max_errors):
-            self._end_badly("failed", f"{limit} workers in turn; {slot.name} {slot.last_action}")
+        elif self._failures.chunk_failed(chunk.index):
+            self._end_badly("failed", f"{self._settings.max_errors} workers in turn; {slot.name} {slot.last_action}")
 
     # Watching
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,6 +52,35 @@ class Throughput:
             "network_evaluations_per_sec": sum(report.network_evaluations for report in reports) / span,
             "scored_candidates_per_sec": sum(report.scored_candidates for report in reports) / span,
         }
+
+
+class FailureBook:
+    """Workers' deaths and restarts, and which errors come too often in turn."""
+
+    def __init__(self, max_errors: int) -> None:
+        """`max_errors`: of one chunk's workers in turn, or of starting workers, before the run is to end."""
+        self._max_errors = max_errors
+        self._of_chunk: Counter[int] = Counter()
+        self._loads = 0
+        self.deaths = self.restarts = 0
+
+    def loaded(self) -> None:
+        """A worker started: earlier failures to start do not count on."""
+        self._loads = 0
+
+    def settled(self, chunk: int) -> None:
+        """The chunk is in the queue."""
+        self._of_chunk.pop(chunk, None)
+
+    def load_failed(self) -> bool:
+        """A worker could not start; True once that came too often."""
+        self._loads += 1
+        return self._loads >= self._max_errors
+
+    def chunk_failed(self, chunk: int) -> bool:
+        """A worker failed at the chunk; True once that came too often."""
+        self._of_chunk[chunk] += 1
+        return self._of_chunk[chunk] >= self._max_errors
 
 
 class StallClock:

@@ -24,9 +24,9 @@ from typing import Any
 
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.rollout import QueueSection
-from rollout.interfaces import PayloadLost, PayloadStore, VersionHistory
+from rollout.group_record import GroupHeader
+from rollout.interfaces import PayloadLost, PayloadStore, QueueLost, VersionHistory
 from rollout.ordinals import Ledger
-from rollout.records import GroupHeader
 from rollout.replay_buffer import ReplayBuffer
 from rollout.replay_checks import VersionBook, find_fault
 from rollout.replay_state import QueueState
@@ -34,15 +34,6 @@ from rollout.replay_store import LocalStore
 from rollout.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
-
-
-class QueueLost(RuntimeError):
-    """The queue has been restarted and its groups are gone."""
-
-    def __init__(
-        self, message: str = "the replay queue was restarted and lost its groups: load a checkpoint's"
-    ) -> None:
-        super().__init__(message)
 
 
 class ReplayQueue:

@@ -18,8 +18,8 @@ import ray
 from ray.exceptions import RayActorError
 
 from rollout.actors import actor_name, control_options, was_restarted
+from rollout.group_record import GroupHeader
 from rollout.interfaces import PayloadLost, PayloadStore, VersionHistory
-from rollout.records import GroupHeader
 from rollout.replay import ReplayQueue
 from rollout.replay_store import LocalStore
 from rollout.weights import AdapterVersion

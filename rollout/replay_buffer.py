@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.rollout import QueueSection
+from rollout.group_record import GroupHeader
 from rollout.ordinals import OrdinalSet
-from rollout.records import GroupHeader
 from rollout.replay_state import Books, QueueState
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from rollout.group_record import GroupHeader
 from rollout.groups import read_group
 from rollout.interfaces import VersionHistory
-from rollout.records import GroupHeader
 from rollout.versions import AdapterVersion, in_force
 
 _INLINE_BYTES = 1 << 20  # below this, opening a payload takes less time than handing it to a thread

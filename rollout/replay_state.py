@@ -10,8 +10,8 @@ import numpy as np
 from safetensors.numpy import save as save_safetensors
 
 from rollout.array_bytes import read_arrays, read_metadata
+from rollout.group_record import GroupHeader
 from rollout.ordinals import OrdinalSet
-from rollout.records import GroupHeader
 
 FORMAT_VERSION = 1
 

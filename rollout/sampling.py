@@ -6,6 +6,7 @@ Shapes: B prompts, C H W latent, h w pixels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,12 @@ class PromptNoise:
     def integers(self, high: int) -> list[int]:
         """One integer in [0, high) for each prompt."""
         return [int(torch.randint(high, (), generator=generator)) for generator in self.generators]
+
+
+def picture_seed(seed: int, number: int) -> int:
+    """Seed of a prompt's n-th picture: a hash, so that neighbouring prompts share none."""
+    digest = hashlib.blake2b(f"picture/{seed}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # torch.Generator takes 63 bits
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ Shapes: B prompts, K candidates, n block length, C H W latent.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,28 +25,19 @@ from rollout.pairs import Block, PairList, collect_pairs, column
 from rollout.policy import DiffusionPolicy
 from rollout.prompts import PromptItem
 from rollout.records import PreferenceGroup
+from rollout.sampler_base import PolicySampler, Stamp, shared_fields
 from rollout.sampling import PromptNoise
 from rollout.transition import NoiseSchedule, log_prob, predict_x0, transition
 
 
-@dataclass
-class SamplerCounters:
-    """Work done so far, for throughput."""
-
-    network_evaluations: int = 0
-    """Latents through the network, guidance's two halves counted as one."""
-    scored_candidates: int = 0
-
-
-class StepwiseSampler:
+class StepwiseSampler(PolicySampler):
     """Rolls prompts out step by step and keeps the pairs that the scorer tells apart. No Ray inside."""
 
     def __init__(
         self, policy: DiffusionPolicy, scorer: Scorer, settings: StepwiseSettings, *, reference: bool = True
     ) -> None:
         """`reference`: also evaluate the frozen base at every kept pair (`learner.reference_at: worker`)."""
-        self.counters = SamplerCounters()
-        self._policy = policy
+        super().__init__(policy)
         self._scorer = scorer
         self._settings = settings
         self._reference = reference
@@ -69,8 +59,9 @@ class StepwiseSampler:
             scores.append(block.scores)
             scored_at.append(block.scored_at)
         table = torch.stack(scores, dim=1).float().cpu()  # [B, S, K]
+        stamp = Stamp(policy_step, adapter_sha256, worker)
         return [
-            self._group(item, pairs[row], conditioning, row, table[row], scored_at, policy_step, adapter_sha256, worker)
+            self._group(item, stamp, pairs[row], conditioning, row, table[row], scored_at)
             for row, item in enumerate(items)
         ]
 
@@ -186,14 +177,12 @@ class StepwiseSampler:
     def _group(
         self,
         item: PromptItem,
+        stamp: Stamp,
         pairs: PairList,
         conditioning: Conditioning,
         row: int,
         scores: Tensor,
         scored_at: list[int],
-        policy_step: int,
-        adapter_sha256: str,
-        worker: str,
     ) -> PreferenceGroup:
         shared = self._settings.block_length == 1
         x_t_win, x_t_lose = self._stack(pairs.x_t_win), self._stack(pairs.x_t_lose)
@@ -204,13 +193,7 @@ class StepwiseSampler:
             ref_win = self._reference_mean(x_t_win, timestep, one)
             ref_lose = None if shared else self._reference_mean(x_t_lose, timestep, one)
         return PreferenceGroup(
-            ordinal=item.ordinal,
-            prompt=item.prompt,
-            seed=item.seed,
-            policy_step=policy_step,
-            adapter_sha256=adapter_sha256,
-            worker=worker,
-            conditioning=conditioning.row(row),
+            **shared_fields(item, stamp, conditioning, row),
             x_t=x_t_win.cpu(),
             x_t_lose=None if shared else x_t_lose.cpu(),
             x_prev_win=self._stack(pairs.x_prev_win).cpu(),
@@ -226,21 +209,6 @@ class StepwiseSampler:
             score_timesteps=torch.tensor(scored_at, dtype=torch.int64),
             final_score=float(scores[-1].mean()),
         )
-
-    def _reference_mean(self, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        if len(x_t) == 0:
-            return x_t.cpu()
-        t = timestep.to(x_t.device)
-        with self._policy.reference():
-            output = self._predict(x_t, t, conditioning.repeat(len(x_t)))
-        return transition(self._policy.schedule, output, x_t, t).mean.cpu()
-
-    def _predict(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        self.counters.network_evaluations += len(x)
-        return self._policy.predict(x, t, conditioning)
-
-    def _times(self, rows: int, timestep: int) -> Tensor:
-        return torch.full((rows,), timestep, dtype=torch.int64, device=self._policy.device)
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         if not tensors:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +17,12 @@ from torch import Tensor
 from configs.rollout import TrajectorySampler as TrajectorySettings
 from reward.base import Scorer
 from rollout.conditioning import Conditioning
-from rollout.final_pairs import picture_seed
 from rollout.policy import DiffusionPolicy
 from rollout.prompts import PromptItem
 from rollout.records import PreferenceGroup
-from rollout.sampling import PromptNoise
+from rollout.sampler_base import PolicySampler, Stamp, shared_fields
+from rollout.sampling import PromptNoise, picture_seed
 from rollout.scoring import score_finished
-from rollout.stepwise import SamplerCounters
 from rollout.trajectory_records import TrajectoryGroup
 from rollout.transition import log_prob, transition
 
@@ -43,7 +41,7 @@ class Walk:
     """float32 [K]"""
 
 
-class TrajectorySampler:
+class TrajectorySampler(PolicySampler):
     """Walks trajectories and labels them by their finished pictures. No Ray inside."""
 
     def __init__(
@@ -59,8 +57,7 @@ class TrajectorySampler:
 
         `reference`: also evaluate the frozen base at every pair (`learner.reference_at: worker`).
         """
-        self.counters = SamplerCounters()
-        self._policy = policy
+        super().__init__(policy)
         self._scorer = scorer
         self._settings = settings
         self._as_pairs = as_pairs
@@ -73,11 +70,11 @@ class TrajectorySampler:
         """One group for each prompt; each depends on its own prompt and seed and on the policy alone."""
         conditioning = self._policy.encode([item.prompt for item in items])
         walks = self._walk(items, conditioning)
-        stamp: dict[str, Any] = {"policy_step": policy_step, "adapter_sha256": adapter_sha256, "worker": worker}
+        stamp = Stamp(policy_step, adapter_sha256, worker)
         numbered = list(enumerate(zip(items, walks, strict=True)))
         if self._as_pairs:
-            return [self._pair(item, walk, conditioning, row, **stamp) for row, (item, walk) in numbered]
-        return [self._rows(item, walk, conditioning.row(row), **stamp) for row, (item, walk) in numbered]
+            return [self._pair(item, stamp, walk, conditioning, row) for row, (item, walk) in numbered]
+        return [self._rows(item, stamp, walk, conditioning, row) for row, (item, walk) in numbered]
 
     def _walk(self, items: Sequence[PromptItem], conditioning: Conditioning) -> list[Walk]:
         policy, k = self._policy, self._settings.num_trajectories
@@ -87,7 +84,7 @@ class TrajectorySampler:
         x = noise.draw()
         states, logps = [x.cpu()], []
         for step in policy.schedule.timesteps.tolist():
-            t = torch.full((len(x),), step, dtype=torch.int64, device=policy.device)
+            t = self._times(len(x), step)
             move = transition(policy.schedule, self._predict(x, t, repeated), x, t)
             x = move.sample(noise.draw())
             states.append(x.cpu())
@@ -100,24 +97,11 @@ class TrajectorySampler:
         return [Walk(all_x[part], all_logp[part], rewards[part]) for part in parts]
 
     def _rows(
-        self,
-        item: PromptItem,
-        walk: Walk,
-        conditioning: dict[str, Tensor],
-        *,
-        policy_step: int,
-        adapter_sha256: str,
-        worker: str,
+        self, item: PromptItem, stamp: Stamp, walk: Walk, conditioning: Conditioning, row: int
     ) -> TrajectoryGroup:
         k, n = walk.logp.shape
         return TrajectoryGroup(
-            ordinal=item.ordinal,
-            prompt=item.prompt,
-            seed=item.seed,
-            policy_step=policy_step,
-            adapter_sha256=adapter_sha256,
-            worker=worker,
-            conditioning=conditioning,
+            **shared_fields(item, stamp, conditioning, row),
             x_t=walk.x[:, :-1].flatten(0, 1),
             x_prev=walk.x[:, 1:].flatten(0, 1),
             timestep=self._policy.schedule.timesteps.repeat(k),
@@ -128,15 +112,7 @@ class TrajectorySampler:
         )
 
     def _pair(
-        self,
-        item: PromptItem,
-        walk: Walk,
-        conditioning: Conditioning,
-        row: int,
-        *,
-        policy_step: int,
-        adapter_sha256: str,
-        worker: str,
+        self, item: PromptItem, stamp: Stamp, walk: Walk, conditioning: Conditioning, row: int
     ) -> PreferenceGroup:
         """The best trajectory against the worst, step by step; no pair where all rewards are equal."""
         win, lose = int(walk.rewards.argmax()), int(walk.rewards.argmin())
@@ -145,13 +121,7 @@ class TrajectorySampler:
         x_win, x_lose = walk.x[win, :-1][steps].clone(), walk.x[lose, :-1][steps].clone()  # overlap what follows them
         one = conditioning.rows(slice(row, row + 1))
         return PreferenceGroup(
-            ordinal=item.ordinal,
-            prompt=item.prompt,
-            seed=item.seed,
-            policy_step=policy_step,
-            adapter_sha256=adapter_sha256,
-            worker=worker,
-            conditioning=conditioning.row(row),
+            **shared_fields(item, stamp, conditioning, row),
             x_t=x_win,
             x_t_lose=x_lose,
             x_prev_win=walk.x[win, 1:][steps],
@@ -167,18 +137,6 @@ class TrajectorySampler:
             score_timesteps=torch.zeros(1, dtype=torch.int64),
             final_score=float(walk.rewards.mean()),
         )
-
-    def _reference_mean(self, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        if len(x_t) == 0:
-            return x_t
-        x, t = x_t.to(self._policy.device), timestep.to(self._policy.device)
-        with self._policy.reference():
-            output = self._predict(x, t, conditioning.repeat(len(x)))
-        return transition(self._policy.schedule, output, x, t).mean.cpu()
-
-    def _predict(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        self.counters.network_evaluations += len(x)
-        return self._policy.predict(x, t, conditioning)
 
 
 def advantages(rewards: Tensor) -> Tensor:

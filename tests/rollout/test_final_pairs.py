@@ -9,10 +9,10 @@ from configs.model import ModelSection, NoiseSection
 from configs.rollout import FinalPairsSampler as FinalSettings
 from configs.rollout import TrajectorySampler as TrajectorySettings
 from rollout.conditioning import Conditioning
-from rollout.final_pairs import FinalPairsSampler, Ranking, Weighted, picture_seed
+from rollout.final_pairs import FinalPairsSampler, Ranking, Weighted
 from rollout.policy import load_policy
 from rollout.prompts import PromptItem
-from rollout.sampling import sample_images
+from rollout.sampling import picture_seed, sample_images
 from rollout.trajectory import TrajectorySampler, advantages
 from rollout.transition import log_prob, transition
 from tests.fakes import RedScorer

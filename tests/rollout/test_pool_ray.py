@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from rollout.adapter import adapter_checksum, deserialise_adapter, serialise_adapter
-from rollout.replay import QueueLost
+from rollout.interfaces import QueueLost
 from rollout.replay_actor import QueueClient, create_queue
 from rollout.weights import AdapterVersion
 from rollout.weights_actor import create_mailbox

@@ -13,9 +13,10 @@ import torch
 
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.rollout import QueueSection
-from rollout.interfaces import PayloadLost
-from rollout.records import GroupHeader, PreferenceGroup
-from rollout.replay import QueueLost, ReplayQueue
+from rollout.group_record import GroupHeader
+from rollout.interfaces import PayloadLost, QueueLost
+from rollout.records import PreferenceGroup
+from rollout.replay import ReplayQueue
 from rollout.replay_store import LocalStore
 from rollout.weights import AdapterVersion
 from tests.tiny import make_group

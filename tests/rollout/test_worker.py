@@ -11,9 +11,10 @@ import torch
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.rollout import StepwiseSampler as StepwiseSettings
 from rollout.adapter import adapter_checksum, serialise_adapter
+from rollout.group_record import GroupHeader
 from rollout.policy import DiffusionPolicy, load_policy
 from rollout.prompts import PromptStream
-from rollout.records import GroupHeader, PreferenceGroup
+from rollout.records import PreferenceGroup
 from rollout.stepwise import StepwiseSampler
 from rollout.weights import AdapterVersion
 from rollout.worker import RolloutWorker
