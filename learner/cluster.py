@@ -31,7 +31,8 @@ from learner.checkpoint import CheckpointError, list_committed
 from learner.datasets.books import BooksClient, create_books
 from learner.datasets.offline import open_offline_queue
 from learner.datasets.rows import DataError
-from learner.loop import Queue, train
+from learner.interfaces import Queue
+from learner.loop import train
 from learner.signals import Interrupted
 from learner.telemetry import create_telemetry
 from rollout.actors import NAMESPACE, compute_options
@@ -265,7 +266,7 @@ def _queue(config: AtelierConfig, actor: Any, device: torch.device) -> Queue:
 
 
 class TelemetryClient:
-    """`learner.loop.MetricsSink` over the actor: returns once a value is on disk."""
+    """`learner.interfaces.MetricsSink` over the actor: returns once a value is on disk."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
@@ -278,7 +279,7 @@ class TelemetryClient:
 
 
 class EvaluationRequests:
-    """`learner.loop.EvaluationHook`: the evaluator works through requests while training goes on."""
+    """`learner.interfaces.EvaluationHook`: the evaluator works through requests while training goes on."""
 
     def __init__(self, evaluator: Any, telemetry: Any, config: AtelierConfig) -> None:
         self._evaluator = evaluator

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -30,6 +30,7 @@ from learner.checkpoint import Counters, load_checkpoint, save_checkpoint
 from learner.datasets.rows import DataError
 from learner.engine import build_engine, gather_adapter, learning_rate
 from learner.generators import seed_generators
+from learner.interfaces import EvaluationHook, MetricsSink, Queue, WeightSink
 from learner.report import group_metrics, memory_metrics, queue_metrics, update_metrics
 from learner.update import UpdatePlan, Updater, UpdateResult, reduce_over_ranks
 from rollout.adapter import adapter_checksum, serialise_adapter
@@ -40,45 +41,6 @@ from rollout.samplers import pairs_possible
 from rollout.versions import AdapterVersion
 
 logger = logging.getLogger(__name__)
-
-
-class Queue(Protocol):
-    """Where a learner rank's batches come from (blocking calls): the replay queue (`rollout.replay.ReplayQueue`), or a
-    data set (`learner.datasets.offline.OfflineQueue`)."""
-
-    def expect(self, latent_shape: Sequence[int]) -> None: ...
-
-    def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None: ...
-
-    def retire(self, batch: int) -> None: ...
-
-    def stats(self) -> Mapping[str, Any]: ...
-
-    def state_dict(self) -> bytes: ...
-
-    def load_state_dict(self, state: bytes | None) -> None: ...
-
-
-class WeightSink(Protocol):
-    """The weight mailbox as rank 0 sees it (blocking calls). See `rollout.weights.WeightMailbox`."""
-
-    def latest_version(self) -> AdapterVersion | None: ...
-
-    def publish(self, version: AdapterVersion, state: bytes) -> None: ...
-
-
-class MetricsSink(Protocol):
-    """Telemetry as rank 0 sees it (blocking calls). See `learner.telemetry.Telemetry`."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def resume_at(self, step: int) -> None: ...
-
-
-class EvaluationHook(Protocol):
-    """Starts an evaluation of published weights; returns at once."""
-
-    def __call__(self, version: AdapterVersion, state: bytes) -> None: ...
 
 
 @dataclass(frozen=True)
