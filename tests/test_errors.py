@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from configs.learner import AsyncSchedule, BestSection
 from configs.load import load_config
@@ -82,6 +83,17 @@ def used(place: Place) -> None:
 def unwritable(place: Place) -> None:
     place.prompts("in the way", "file")
     RunDir(place.config(f"run.dir={place.folder / 'file' / 'run'}"), None)
+
+
+def in_another_encoding(place: Place) -> None:
+    (place.folder / "p.txt").write_bytes(b"a disc\na \xff\n")
+    place.inputs(f"prompts.source={place.folder / 'p.txt'}")
+
+
+def another_models_adapter(place: Place) -> None:
+    file = place.folder / "other.safetensors"
+    save_file({"unet.elsewhere.lora_A.weight": torch.zeros(4, 8)}, file)
+    place.inputs(f"model.init_lora={file}", "evaluation.measures=[]")
 
 
 def never_committed(place: Place) -> None:
@@ -173,6 +185,7 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     load("rollout.sampler.num_candidates=1"),
     load("noise.eta=0"),
     load("rollout.sampler.kappa=1001"),
+    load("rollout.sampler.kappa=-1"),
     load("rollout.sampler.block_length=99"),
     load("queue.capacity_groups=1"),
     load("schedule.max_staleness_steps=1"),
@@ -180,15 +193,22 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     lambda place: place.inputs("prompts.source=/nowhere/prompts.txt"),
     lambda place: place.inputs(f"prompts.source={place.prompts('')}"),
     lambda place: place.inputs(f"prompts.source={place.prompts(chr(34) + 'a' + chr(34) + chr(10) + '{', 'p.jsonl')}"),
+    in_another_encoding,
+    lambda place: place.inputs(f"prompts.source={place.prompts(chr(34) + 'a' + chr(34) + chr(10) + '7', 'p.jsonl')}"),
     lambda place: place.inputs(
         f"evaluation.prompts={place.prompts('a')}", "evaluation.num_prompts=6", "evaluation.grid_size=6"
     ),
     lambda place: place.inputs("model.pretrained=/nowhere/model", "evaluation.measures=[]"),
     lambda place: place.inputs(f"model.pretrained={place.folder}", "evaluation.measures=[]"),
+    lambda place: place.inputs("model.init_lora=/nowhere/lora", "evaluation.measures=[]"),
+    another_models_adapter,
     lambda place: overlong_note(str(place.pipeline), ("a red disc", "long " * 20, "赤い円 " * 20)),
     lambda place: cluster.connect("127.0.0.1:1"),
     no_local_ray,
     lambda place: "\n".join(compare(placement(place.config("learner.resources.cpus=4096")), {"CPU": 2.0})),
+    lambda place: "\n".join(
+        compare(placement(place.config("rollout.workers.resources.gpus=1", "rollout.workers.initial=8")), {"CPU": 99.0})
+    ),
     name_taken,
     in_use,
     used,

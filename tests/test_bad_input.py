@@ -1,0 +1,93 @@
+"""Bad input through the command itself: one clear error, status 1, before Ray or a model, and nothing on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from safetensors.torch import save_file
+
+from learner import main as command
+from tests.learner.command import Command, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return tiny_settings(tmp_path_factory.mktemp("bad-input"))
+
+
+def prompts(folder: Path, data: bytes, name: str) -> str:
+    (folder / name).write_bytes(data)
+    return f"prompts.source={folder / name}"
+
+
+def lora(folder: Path, **tensors: torch.Tensor) -> str:
+    save_file({f"unet.{name}": tensor for name, tensor in tensors.items()}, folder / "other.safetensors")
+    return f"model.init_lora={folder / 'other.safetensors'}"
+
+
+def in_the_way(folder: Path) -> str:
+    (folder / "file").write_text("no directory")
+    return f"run.dir={folder / 'file' / 'run'}"
+
+
+BAD = {
+    "unknown key": (lambda _: "learner.optimiser.lr=1", "did you mean learner.optimizer"),
+    "wrong type": (lambda _: "learner.ranks=two", "learner.ranks = 'two': a whole number is wanted"),
+    "out of range": (lambda _: "learner.optimizer.lr=-1", "learner.optimizer.lr = -1: it must be above 0"),
+    "k = 1": (lambda _: "rollout.sampler.num_candidates=1", "num_candidates = 1: it must be at least 2"),
+    "eta = 0": (lambda _: "noise.eta=0", "noise.eta = 0: it must be above 0"),
+    "kappa above 1000": (lambda _: "rollout.sampler.kappa=1001", "kappa = 1001: it must be at most 1000"),
+    "kappa below 0": (lambda _: "rollout.sampler.kappa=-1", "kappa = -1: it must be at least 0"),
+    "block too long": (lambda _: "rollout.sampler.block_length=99", "block_length = 99 is longer than the"),
+    "no prompts": (lambda folder: prompts(folder, b"\n\n", "p.txt"), "p.txt: no prompts in this file"),
+    "no prompt file": (lambda _: "prompts.source=/nowhere/p.txt", "/nowhere/p.txt: prompts cannot be read"),
+    "broken line of text": (lambda folder: prompts(folder, b"a disc\na \xff\n", "p.txt"), "p.txt:2: not UTF-8 text"),
+    "broken line of JSON": (lambda folder: prompts(folder, b'"a disc"\n\n{\n', "p.jsonl"), "p.jsonl:3: not JSON"),
+    "no text in a line": (lambda folder: prompts(folder, b'"a"\n7\n', "p.jsonl"), "p.jsonl:2: a prompt must be text"),
+    "no model": (lambda _: "model.pretrained=/nowhere/model", "model.pretrained = /nowhere/model with"),
+    "foreign directory": (lambda folder: f"model.pretrained={folder}", "with model.lora.target_modules"),
+    "foreign layers": (lambda _: "model.lora.target_modules=[to_x]", "model.lora.target_modules = ['to_x']"),
+    "no adapter": (lambda _: "model.init_lora=/nowhere/lora", "model.init_lora = /nowhere/lora: no LoRA there"),
+    "adapter of another model": (
+        lambda folder: lora(folder, **{"elsewhere.lora_A.weight": torch.zeros(4, 8)}),
+        "tensors differ from this adapter's",
+    ),
+    "no directory": (in_the_way, "cannot be written: Not a directory"),
+    "nothing to resume": (lambda folder: f"--resume={folder}", "no committed checkpoint here"),
+    "no cluster": (lambda _: "--address=127.0.0.1:1", "no Ray cluster at '127.0.0.1:1'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_clear_error_and_nothing_left(settings, tmp_path, monkeypatch, capsys, name):
+    def start(**_: object) -> None:
+        pytest.fail("Ray was started for a run that cannot begin")
+
+    monkeypatch.setattr(ray, "init", start)
+    provoke, words = BAD[name]
+    given = provoke(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert command.main([*settings, f"run.dir={tmp_path / 'runs' / 'run'}", given]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and said.count("error: ") == 1 and words in said, said
+    assert "Traceback" not in said
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "runs"] == before, "nothing half-written"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [("cpus=4096", "CPU: 32768"), ("gpus=1", "GPU: 8 wanted")],
+    ids=["CPUs", "GPUs"],
+)
+def test_more_than_the_cluster_has_is_refused_with_both_numbers(settings, tmp_path, asked, words):
+    run = Command([*settings, "rollout.workers.initial=8", f"rollout.workers.resources.{asked}"], tmp_path / "run")
+    status, output = run.finish()
+    assert status == 1 and words in output and " in the cluster" in output, output
+    assert "Traceback" not in output
+    run.assert_no_orphans()
+    assert not (tmp_path / "run").exists(), "nothing half-written"
