@@ -45,6 +45,8 @@ class PairData(OfflineData):
     """Column of the preferred image. Rows with Pick-a-Pic's columns (jpg_0, jpg_1, label_0) need neither this.."""
     lose: str = "lose"
     """..nor this column of the rejected image."""
+    unequal_shapes: Literal["refuse", "crop"] = "refuse"
+    """Two images of different aspect ratio are a bad row, since they would be cropped to different parts; or `crop`."""
 
 
 class ImageData(OfflineData):

@@ -85,7 +85,10 @@ class DdpoObjective(Section):
     clip: float = Field(1e-4, gt=0, lt=1)
     """Half width of the ratio's clip range, for the mean log-probability (released code: 1e-4)."""
     advantage_clamp: float = Field(5.0, gt=0)
-    """Advantages, normalised over one prompt's trajectories, are clamped to plus and minus this."""
+    """Advantages, rewards normalised by their prompt's, are clamped to plus and minus this."""
+    prompt_history: int = Field(16, ge=0)
+    """A prompt's latest rewards over which they are normalised where it comes again (released code: 16). 0: only over
+    the trajectories of one group."""
 
 
 class D3poObjective(Section):

@@ -38,6 +38,7 @@ GIVES = {
 def objective_problems(config: AtelierConfig) -> Iterator[str]:
     """A sentence for everything that the objective cannot go together with."""
     yield from _objective_has_its_source(config)
+    yield from _history_holds_a_group(config)
     yield from _reference_is_asked_of_a_loss_that_has_one(config)
     pixel = getattr(config.learner.objective, "pixel", None)
     if pixel is not None:
@@ -78,6 +79,17 @@ def _objective_has_its_data(config: AtelierConfig) -> Iterator[str]:
         yield (
             f"rollout.sampler (type {sampler.type}) is set, and data.type = {kind}: nothing is rolled out, so that it "
             f"would have no effect. Take rollout.sampler out, or set data.type to online."
+        )
+
+
+def _history_holds_a_group(config: AtelierConfig) -> Iterator[str]:
+    history = getattr(config.learner.objective, "prompt_history", 0)
+    trajectories = getattr(config.rollout.sampler, "num_trajectories", 0)
+    if 0 < history < trajectories:
+        yield (
+            f"learner.objective.prompt_history = {history} is below rollout.sampler.num_trajectories = {trajectories}: "
+            f"a group's own rewards would not all be kept. Set prompt_history to {trajectories} or more, or to 0, "
+            f"which normalises over each group alone."
         )
 
 

@@ -4,6 +4,7 @@
         engine/state/...            DeepSpeed's shards: adapter and optimiser, one file set a rank, no frozen weights
         rng-rank<r>.safetensors     random generators of rank r
         queue.safetensors           groups that wait, books, prompt cursor
+        rewards.safetensors         DDPO's latest rewards of each prompt
         COMMITTED.json              written last, by rename, after a barrier: counters, identity, checksums of all files
 
 A directory without COMMITTED.json is what a crash left behind: never loaded, removed by the next save.
@@ -25,12 +26,14 @@ import torch
 
 from configs.data import OnlineData
 from configs.schema import AtelierConfig
+from learner.agreement import first_fault
 from learner.generators import load_generators, save_generators
 from rollout.policy import DiffusionPolicy
 from rollout.weights import write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST = "COMMITTED.json"
+REWARDS = "rewards.safetensors"
 _ENGINE, _TAG, _QUEUE = "engine", "state", "queue.safetensors"
 
 
@@ -85,14 +88,15 @@ def save_checkpoint(
     policy: DiffusionPolicy,
     rank: int,
     queue_state: bytes | None,
+    rewards_state: bytes | None = None,
 ) -> Path:
     """Write and commit a checkpoint, then remove all others beyond `checkpoint.keep`. Collective.
 
-    Rank 0 has `queue_state`. Raises CheckpointError on every rank when there is no place for it; what was committed
-    before stays.
+    Rank 0 has `queue_state`, and `rewards_state` where there is one. Raises CheckpointError on every rank when there is
+    no place for it; what was committed before stays.
     """
     path = checkpoint_path(run_dir, counters.batch)
-    _all_or_none(path, lambda: _begin(path, queue_state or b"") if rank == 0 else None)
+    _all_or_none(path, lambda: _begin(path, queue_state or b"", rewards_state) if rank == 0 else None)
     _all_or_none(path, lambda: _reserve(path / f"reserve-{rank}", _shard_bytes(policy)))
     engine.save_checkpoint(str(path / _ENGINE), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     save_generators(path / f"rng-rank{rank}.safetensors", policy.device)
@@ -124,10 +128,12 @@ def commit(
             remove_checkpoint(other)
 
 
-def _begin(path: Path, queue_state: bytes) -> None:
+def _begin(path: Path, queue_state: bytes, rewards_state: bytes | None) -> None:
     remove_checkpoint(path)
     path.mkdir(parents=True)
     _write(path / _QUEUE, queue_state)
+    if rewards_state is not None:
+        _write(path / REWARDS, rewards_state)
 
 
 def _all_or_none(path: Path, write: Callable[[], None]) -> None:
@@ -137,9 +143,7 @@ def _all_or_none(path: Path, write: Callable[[], None]) -> None:
         write()
     except OSError as error:
         problem = f"{error.filename or path}: {error.strerror}"
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    if found := next((text for text in problems if text is not None), None):
+    if (found := first_fault(problem)) is not None:
         raise CheckpointError(
             f"{path}: this checkpoint cannot be written ({found}); the committed ones before it stay. Make room, then "
             f"go on with --resume auto"

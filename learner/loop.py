@@ -25,8 +25,10 @@ from configs.data import OnlineData
 from configs.learner import AsyncSchedule
 from configs.objectives import pixel_of
 from configs.schema import AtelierConfig
+from learner.advantages import PromptRewards
+from learner.agreement import first_fault
 from learner.batching import split_updates
-from learner.checkpoint import Counters, load_checkpoint, save_checkpoint
+from learner.checkpoint import REWARDS, Counters, load_checkpoint, save_checkpoint
 from learner.datasets.rows import DataError
 from learner.engine import build_engine, gather_adapter, learning_rate
 from learner.generators import seed_generators
@@ -126,6 +128,8 @@ class _Rank:
         self.total_steps = config.learner.max_batches * config.learner.updates_per_batch
         online = isinstance(config.data, OnlineData)
         self.pairs_possible = pairs_possible(config, self._policy.schedule) if online else 1
+        history = getattr(config.learner.objective, "prompt_history", 0)
+        self._rewards = PromptRewards(history) if history else None
         self._attempt = 0
         self._published: Counters | None = None
         self._saved: Counters | None = None
@@ -139,6 +143,8 @@ class _Rank:
             self.counters, queue_state = load_checkpoint(
                 resume_from, self._config, engine=self._engine, policy=self._policy, rank=self._rank
             )
+            if self._rewards is not None:
+                self._rewards.load_state_dict((resume_from / REWARDS).read_bytes())
         if self._rank == 0:
             latest = self._mailbox.latest_version()
             self._attempt = 0 if latest is None else latest.attempt + 1
@@ -169,8 +175,11 @@ class _Rank:
         here = [-1.0 if fault else float(payloads is not None)]
         (everywhere,) = reduce_over_ranks(here, torch.distributed.ReduceOp.MIN, self._device)
         if everywhere < 0:
-            raise DataError(_first_fault(fault))
-        return [read_group(payload) for payload in payloads] if payloads and everywhere else None
+            raise DataError(first_fault(fault))
+        if not (payloads and everywhere):
+            return None
+        groups = [read_group(payload) for payload in payloads]
+        return groups if self._rewards is None else self._rewards.normalise(groups)
 
     def gather(self, groups: Sequence[Group]) -> dict[str, float]:
         """What the ranks' groups are like. A data set's have neither rewards nor an age. Collective."""
@@ -220,6 +229,7 @@ class _Rank:
             policy=self._policy,
             rank=self._rank,
             queue_state=state,
+            rewards_state=None if self._rewards is None else self._rewards.state_dict(),
         )
         self._saved = self.counters
 
@@ -244,13 +254,6 @@ class _Rank:
 def _publish_every(config: AtelierConfig) -> int:
     schedule = config.schedule
     return schedule.publish_every_batches if isinstance(schedule, AsyncSchedule) else 1
-
-
-def _first_fault(fault: str | None) -> str:
-    """What the first of the ranks that have one reports. Collective."""
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, fault)
-    return next(str(text) for text in everyone if text is not None)
 
 
 def _refuse_nonfinite(counters: Counters, result: UpdateResult, limit: int) -> None:

@@ -1,7 +1,9 @@
-"""Training data that people bring along: pairs of pictures with a preference.
+"""Training data that people bring along: pairs of pictures with a preference, and captioned pictures.
 
-rows.py      what one pair is, and what makes a row bad        images.py   bytes to RGB
-folder.py    a folder of pairs (pairs.jsonl + pictures)        parquet.py  Pick-a-Pic's parquet files, local or streamed
-order.py     seeded order, shares of ranks, resuming           pairs.py    from a path or hub id to a source
-check.py     python -m learner.datasets.check PATH
+For both: check.py (python -m learner.datasets.check), order.py (seeded order, resuming), images.py (bytes to RGB).
+
+learner.main        offline.py   the data set as the learner's queue; books.py counts, latent_cache.py keeps latents
+                    examples.py  rows of any form as examples: tables.py, jsonl_table.py, parquet_table.py,
+                                 keyed_files.py (folders and tar archives)
+learner.train_spm   pairs.py     from a path or hub id to a source of rows.py: folder.py (pairs.jsonl), parquet.py
 """

@@ -17,6 +17,7 @@ from typing import Any
 from configs.data import ImageData, OfflineData, PairData
 from learner.datasets.files import find_files
 from learner.datasets.folder import INDEX
+from learner.datasets.images import refuse_unequal_shapes
 from learner.datasets.jsonl_table import JsonlTable
 from learner.datasets.keyed_files import FolderTable, TarTable
 from learner.datasets.order import Order
@@ -61,23 +62,12 @@ class Examples:
         """The example at `position` (0, 1, 2, ..; an epoch after the other). Raises BadRow."""
         block, place = self._order.at(position)
         number = self._blocks[block]
-        row = self._table.read(number, self._kept[number][place], self._columns())
-        caption = row.text(self._data.caption)
-        if isinstance(self._data, ImageData):
-            return Example(row.where, caption, ((self._data.image, row.image(self._data.image)),))
-        win, lose = _sides(row, self._data)
-        return Example(row.where, caption, ((win, row.image(win)), (lose, row.image(lose))))
+        return example_of(self._table.read(number, self._kept[number][place], columns_of(self._data)), self._data)
 
     def substitute(self, position: int, attempt: int) -> int:
         """The position to take instead of a bad row's: the `attempt`-th (from 1) half an epoch further."""
         epoch, place = divmod(position, self.rows)
         return epoch * self.rows + (place + self.rows // 2 + attempt - 1) % self.rows
-
-    def _columns(self) -> list[str]:
-        """Every column that `example` may look at."""
-        if isinstance(self._data, ImageData):
-            return [self._data.caption, self._data.image]
-        return [self._data.caption, self._data.win, self._data.lose, *(name for names in LABELLED for name in names)]
 
     def _select(self) -> dict[int, Sequence[int]]:
         """Block to the places of its rows that are taken, blocks without any left out."""
@@ -97,7 +87,7 @@ class Examples:
                 seen |= wanted.keys() & values.keys()
                 if values and any(str(values.get(column)) not in allowed for column, allowed in wanted.items()):
                     continue
-                if pairs and _undecided(values):
+                if pairs and undecided(values):
                     self.left_out += 1
                     continue
                 places.append(place)
@@ -111,19 +101,56 @@ class Examples:
     """Rows without a preference."""
 
 
+def columns_of(data: PairData | ImageData) -> list[str]:
+    """Every column that `example_of` may look at."""
+    if isinstance(data, ImageData):
+        return [data.caption, data.image]
+    return [data.caption, data.win, data.lose, *(name for names in LABELLED for name in names)]
+
+
+def example_of(row: Row, data: PairData | ImageData) -> Example:
+    """The example in a row. Raises BadRow for a row without one, and for a pair of unequal shapes."""
+    caption = row.text(data.caption)
+    if isinstance(data, ImageData):
+        return Example(row.where, caption, ((data.image, row.image(data.image)),))
+    win, lose = ((name, row.image(name)) for name in _sides(row, data))
+    if data.unequal_shapes == "refuse":
+        try:
+            refuse_unequal_shapes(win, lose)
+        except DataError as error:
+            raise BadRow(row.where, str(error)) from error
+    return Example(row.where, caption, (win, lose))
+
+
 def open_table(data: OfflineData) -> Table:
     """The rows of `data.path`. Raises DataError where it is not there or cannot be read."""
+    kind, files = form_and_files(data)
+    return table_of(kind, files, data)
+
+
+def form_and_files(data: OfflineData) -> tuple[str, list[Path]]:
+    """How `data.path` is read, and the files that it means (or the folder). Raises DataError."""
     kind = data.format if data.format != "auto" else _guess(data.path)
     if kind == "folder":
         if not data.path.is_dir():
             raise DataError(f"{data.path}: no such folder")
-        return FolderTable(data.path)
+        return kind, [data.path]
+    if kind == "jsonl" and (index := data.path / INDEX).is_file():
+        return kind, [index]
+    return kind, find_files(data.path, next(suffix for suffix, of in _SUFFIXES.items() if of == kind))
+
+
+def table_of(kind: str, files: Sequence[Path], data: OfflineData) -> Table:
+    """The rows of these files. Raises DataError where one cannot be read."""
+    if kind == "folder":
+        return FolderTable(files[0])
     if kind == "jsonl":
-        index = data.path / INDEX
-        return JsonlTable([index] if index.is_file() else find_files(data.path, ".jsonl"))
-    if kind == "parquet":
-        return ParquetTable(find_files(data.path, ".parquet"), kept_groups=2 * data.shuffle_blocks)
-    return TarTable(find_files(data.path, ".tar"))
+        return JsonlTable(files)
+    if kind == "webdataset":
+        return TarTable(files)
+    table = ParquetTable(files, kept_groups=2 * data.shuffle_blocks)
+    table.refuse_other_columns()
+    return table
 
 
 def _guess(path: Path) -> str:
@@ -150,7 +177,7 @@ def _first(kept: Mapping[int, Sequence[int]], limit: int | None) -> dict[int, Se
     return result
 
 
-def _undecided(values: Mapping[str, Any]) -> bool:
+def undecided(values: Mapping[str, Any]) -> bool:
     """No preference was given, or it is a tie."""
     if any(values.get(flag) is False for flag in _FLAGS):
         return True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,6 +12,9 @@ from torch import Tensor
 from learner.datasets.rows import DataError
 from reward import images
 
+SHAPE_TOLERANCE = 0.02
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+"""EXIF's tag of how a camera was held, and the values that exchange width and height."""
 MIN_SIDE = 8
 """Pixels. An autoencoder's latent has one element for 8 x 8 of them."""
 
@@ -27,6 +32,30 @@ def decode_image(data: bytes, key: str) -> Image.Image:
         width, height = picture.size
         raise DataError(f"picture {key} has {width} x {height} pixels; each side must have at least {MIN_SIDE}")
     return picture
+
+
+def refuse_unequal_shapes(first: tuple[str, bytes], second: tuple[str, bytes]) -> None:
+    """Raise DataError where two encoded pictures (name, bytes) differ in aspect ratio by more than 2 %.
+
+    Sizes that differ by their scale alone are well: both pictures are brought to the model's size.
+    """
+    (width, height), (other_width, other_height) = (_shown_size(*picture) for picture in (first, second))
+    ratio = (width / height) / (other_width / other_height)
+    if max(ratio, 1 / ratio) > 1 + SHAPE_TOLERANCE:
+        raise DataError(
+            f"{first[0]} has {width} x {height} pixels and {second[0]} {other_width} x {other_height}: cropped to one "
+            f"shape they would show different parts; bring them to one shape, or set data.unequal_shapes to crop"
+        )
+
+
+def _shown_size(name: str, data: bytes) -> tuple[int, int]:
+    """Width and height after the rotation that EXIF asks for, from the header. Raises DataError."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            turned = picture.getexif().get(ORIENTATION, 1) in TURNED
+            return (picture.height, picture.width) if turned else picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return decode_image(data, name).size  # or what is wrong with it
 
 
 def to_pixels(picture: Image.Image, size: int) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from configs.data import ImageData, PairData
 from configs.schema import AtelierConfig
+from learner.agreement import on_every_rank
 from learner.datasets.books import BadRowNote, Books, CacheCounts
 from learner.datasets.examples import Example, Examples
 from learner.datasets.images import decode_image, to_pixels
@@ -35,7 +36,6 @@ from rollout.families import FAMILIES
 from rollout.final_records import FinalGroup
 from rollout.policy import DiffusionPolicy, resolve_dtype
 from rollout.prompts import stable_hash
-from rollout.transition import NoiseSchedule
 
 MAX_SUBSTITUTES = 32
 """So many bad rows in the place of one end the run: something is wrong with all of them."""
@@ -65,14 +65,14 @@ class ModelEncoder:
     def __init__(self, config: AtelierConfig, device: torch.device) -> None:
         model = config.model
         dtype = resolve_dtype(model.dtype, device)
-        family = FAMILIES[model.family].load(pipeline_path(model.pretrained), dtype, network_only=False)
+        family = FAMILIES[model.family].load(pipeline_path(model.pretrained), dtype, network_only=False, model=model)
         self.latent_shape = family.latent_shape(model.image_size)
+        schedule = family.schedule(config.noise, self.latent_shape)
         family.network = None
+        setattr(family.pipeline, family.network_part, None)  # or it would stay in memory beside the trained one
         family.to(device)
-        schedule = NoiseSchedule.from_scheduler(family.scheduler, config.noise.num_steps, eta=config.noise.eta)
         self._policy = DiffusionPolicy(family, schedule.to(device), config.noise, self.latent_shape)
-        levels = len(family.vae.config.block_out_channels)
-        self.image_size = self.latent_shape[1] * 2 ** (levels - 1)
+        self.image_size = self.latent_shape[1] * family.vae_scale_factor
         self.autoencoder_sha256 = autoencoder_sha256(family.vae)
 
     def image(self, pixels: Tensor) -> Tensor:
@@ -119,6 +119,16 @@ class OfflineQueue:
         """What the network reads; `take` raises where images would be encoded to another shape."""
         if tuple(latent_shape) != self._encoder.latent_shape:
             self._fault = f"latents of {self._encoder.latent_shape}; the network reads {tuple(latent_shape)}"
+
+    def refuse_other_files(self) -> None:
+        """Raises DataError where another rank found other files at the same path. Collective."""
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, (self._process, self._examples.fingerprint))
+        if differing := [process for process, found in everyone if found != everyone[0][1]]:
+            raise DataError(
+                f"{self._data.path}: {differing[0]} finds other files there than {everyone[0][0]}; data.path must mean "
+                f"the same files on every node of the learner"
+            )
 
     def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None:
         """The records of `rank` (of `world`) in global batch `batch`; None once the books are closed.
@@ -241,8 +251,13 @@ class OfflineQueue:
 
 
 def open_offline_queue(config: AtelierConfig, books: Books, device: torch.device) -> OfflineQueue:
-    """The data set of `config.data`, encoded by the configured model on `device`. Raises DataError."""
-    return OfflineQueue(config, books, ModelEncoder(config, device))
+    """The data set of `config.data`, encoded by the configured model on `device`. Collective.
+
+    Raises DataError on every rank when one of them cannot read it, or does not find the same files there.
+    """
+    queue = on_every_rank(lambda: OfflineQueue(config, books, ModelEncoder(config, device)), DataError)
+    queue.refuse_other_files()
+    return queue
 
 
 def check_data(config: AtelierConfig) -> Path | None:

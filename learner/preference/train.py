@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from configs.spm import SpmConfig
+from learner.agreement import on_every_rank
 from learner.checkpoint import Counters
 from learner.datasets.order import OrderedReader, PairSource
 from learner.datasets.pairs import open_pairs, stream_pairs
-from learner.datasets.rows import PairRow, Selection, Split
+from learner.datasets.rows import DataError, PairRow, Selection, Split
 from learner.engine import accumulate, apply_update, learning_rate, wrap_module
 from learner.preference import checkpoint
 from learner.preference.batches import PairBatches, PairTensors
@@ -105,10 +106,7 @@ class _Rank:
         self.model, tokenizer = load_start(config)
         labeller = load_start(config)[0].to(device) if config.labels.by == "scorer" else None
         self._batches = PairBatches(config, tokenizer, device, labeller)
-        self._reader = OrderedReader(
-            training_pairs(config), config.run.seed, rank=rank, world=world, window_blocks=config.data.window_blocks
-        )
-        self._validation = list(self._validation_share())
+        self._reader, self._validation = on_every_rank(self._open, DataError)
         self.model.gradient_checkpointing = config.scorer.gradient_checkpointing
         reshape_scale(self.model, 1)
         self.model.to(device).requires_grad_(True).train()
@@ -131,7 +129,8 @@ class _Rank:
     def take(self) -> tuple[list[list[PairRow]], float]:
         """Rows of each micro-batch, and the global batch's total weight. Collective."""
         training = self._config.training
-        parts = [self._reader.take(training.micro_batch_pairs) for _ in range(training.accumulation)]
+        size, count = training.micro_batch_pairs, training.accumulation
+        parts = on_every_rank(lambda: [self._reader.take(size) for _ in range(count)], DataError)
         own = sum(row.weight for part in parts for row in part)
         (total,) = reduce_over_ranks([own], torch.distributed.ReduceOp.SUM, self._device)
         return parts, total
@@ -196,6 +195,14 @@ class _Rank:
             scores = module(images, pairs.input_ids.repeat(2, 1), pairs.timesteps.repeat(2))
         score_0, score_1 = scores.float().chunk(2)
         return score_0, score_1
+
+    def _open(self) -> tuple[OrderedReader, list[tuple[int, PairRow]]]:
+        """What this rank reads, and its validation pairs. Raises DataError."""
+        config, share = self._config, {"rank": self._rank, "world": self._world}
+        reader = OrderedReader(
+            training_pairs(config), config.run.seed, **share, window_blocks=config.data.window_blocks
+        )
+        return reader, list(self._validation_share())
 
     def _validation_share(self) -> Sequence[tuple[int, PairRow]]:
         """This rank's validation pairs with their numbers; as many as there are, at most `validation.num_pairs`."""

@@ -76,7 +76,7 @@ class Setting:
     def objective(self) -> LossFunction:
         """The configured loss with its constants filled in."""
         chosen = self.settings.objective
-        constants = chosen.model_dump(exclude={"type", "pixel", "reduction"})
+        constants = chosen.model_dump(exclude={"type", "pixel", "reduction", "prompt_history"})
         function: LossFunction = OBJECTIVES[chosen.type]  # type: ignore[assignment]
         return lambda *inputs: function(*inputs, **constants)
 

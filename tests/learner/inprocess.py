@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from configs.schema import AtelierConfig
+from reward import Scorer
 from rollout.adapter import deserialise_adapter
 from rollout.groups import Group, read_group
 from rollout.policy import load_policy
@@ -74,13 +75,18 @@ class Mailbox:
 class Rollout:
     """The real queue; asking for a batch samples what it lacks, with the weights in the mailbox."""
 
-    def __init__(self, config: AtelierConfig, mailbox: Mailbox) -> None:
+    def __init__(
+        self,
+        config: AtelierConfig,
+        mailbox: Mailbox,
+        scorer_from: Callable[..., Scorer] = lambda *_: RedScorer(),
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._mailbox = mailbox
         self._config = config
         self._per_batch = config.learner.groups_per_batch
         self._policy = load_policy(config.model, config.noise, "cpu", seed=config.run.seed)
-        self._sampler = build_sampler(config, self._policy, "cpu", scorer_from=lambda *_: RedScorer())
+        self._sampler = build_sampler(config, self._policy, "cpu", scorer_from=scorer_from)
         self._stream = PromptStream(PROMPTS, config.run.seed)
         self.queue = ReplayQueue(config.queue, config.schedule, self._per_batch, versions=mailbox.actor)
         self.before_take: Callable[[int], None] = lambda batch: None

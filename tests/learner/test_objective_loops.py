@@ -67,9 +67,10 @@ def test_an_objective_trains_publishes_and_reports(pipeline, tmp_path, name):
     assert rollout.stats()["trained"] == 4
 
 
-def test_killed_and_resumed_equals_uninterrupted(pipeline, tmp_path):
-    """Noise and timesteps of final latents come back too."""
-    objective, sampler = LOOPS["simpo"]
+@pytest.mark.parametrize("name", ["simpo", "ddpo"])
+def test_killed_and_resumed_equals_uninterrupted(pipeline, tmp_path, name):
+    """Noise and timesteps of final latents come back too, and the rewards of prompts: 8 groups are of 5 prompts."""
+    objective, sampler = LOOPS[name]
 
     def config_in(folder):
         return small_config(pipeline, folder, objective=objective, sampler=sampler, updates_per_batch=1)

@@ -167,9 +167,14 @@ def test_images_of_any_size_and_mode_are_fitted(tmp_path):
         return buffer.getvalue()
 
     rows = [RenderedRow({"win": encoded((128, 96)), "lose": encoded((20, 40), "L")}, {"caption": "x"})] * 4
-    for group in groups(Set(tmp_path, "pairs", write_rows(rows, tmp_path / "set", "parquet")).batch(0)):
+    path = write_rows(rows, tmp_path / "set", "parquet")
+    for group in groups(Set(tmp_path, "pairs", path, unequal_shapes="crop").batch(0)):
         assert torch.allclose(group.z_win[0, 0], torch.full((8, 8), 200 / 127.5 - 1), atol=1e-5)
         assert torch.allclose(group.z_lose[0, 0], torch.full((8, 8), 128 / 127.5 - 1), atol=1e-5)
+    with pytest.raises(BadRow, match=r"row \d: win has 128 x 96 pixels and lose 20 x 40: .*unequal_shapes to crop"):
+        Set(tmp_path, "pairs", path).batch(0)
+    scaled = [RenderedRow({"win": encoded((128, 96)), "lose": encoded((41, 31), "L")}, {"caption": "x"})] * 4
+    assert Set(tmp_path, "pairs", write_rows(scaled, tmp_path / "scaled", "parquet")).batch(0), "2 % of rounding"
 
 
 def test_the_state_is_a_position_in_this_very_data_set(tmp_path):

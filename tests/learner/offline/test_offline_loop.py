@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from configs.schema import AtelierConfig
 from learner.checkpoint import CheckpointError, find_checkpoint, list_committed
 from learner.datasets.books import DataBooks
-from learner.datasets.offline import ModelEncoder, OfflineQueue
+from learner.datasets.offline import ModelEncoder, OfflineQueue, open_offline_queue
 from learner.datasets.rows import DataError
 from learner.loop import train
 from rollout.assets import pipeline_path
@@ -166,13 +167,10 @@ def test_a_closed_run_ends_with_a_checkpoint_and_goes_on(pipeline, tmp_path):
     assert run.again().train(resume_from=find_checkpoint("auto", tmp_path / "run")).finished
 
 
-def on_two_ranks(rank, world, pipeline, run_dir, path, more):
-    """Adapter's checksum and losses of rank 0, or what every rank raised."""
-    run = Run(offline_config(pipeline, run_dir, "pairs", path, learner={"max_batches": 2}, **more))
-    try:
-        run.train(rank, world)
-    except DataError as error:
-        return str(error)
+def on_two_ranks(rank, world, pipeline, run_dir, path):
+    """Losses of a run, by step."""
+    run = Run(offline_config(pipeline, run_dir, "pairs", path, learner={"max_batches": 2}))
+    run.train(rank, world)
     return {step: line["loss/total"] for step, line in run.telemetry.lines.items()}
 
 
@@ -180,19 +178,44 @@ def test_two_ranks_train_on_the_same_batches_as_one(pipeline, tmp_path):
     path = write_set(tmp_path / "set", "pairs", "folder", 6)
     folder = tmp_path / "ranks"
     folder.mkdir()
-    both, _ = run_ranks(2, folder, on_two_ranks, pipeline, tmp_path / "two", path, {})
-    one = on_two_ranks(0, 1, pipeline, tmp_path / "one", path, {})
+    both, _ = run_ranks(2, folder, on_two_ranks, pipeline, tmp_path / "two", path)
+    one = on_two_ranks(0, 1, pipeline, tmp_path / "one", path)
     assert one.keys() == both.keys() == {1, 2}
     assert all(both[step] == pytest.approx(one[step], rel=1e-4) for step in one)
 
 
-def test_a_bad_row_of_one_rank_ends_all_of_them_with_its_name(pipeline, tmp_path):
-    path = write_set(tmp_path / "set", "pairs", "folder", 4)
-    (path / "000002.win.png").write_bytes(b"no picture")
+def faults_on_two_ranks(rank, world, pipeline, folder, cases):
+    """What a rank hears of each data set, of which every rank has its own copy; `cases`: name -> a path for each."""
+    heard = {}
+    for name, paths in cases.items():
+        config = offline_config(pipeline, folder / name, "pairs", paths[rank], learner={"max_batches": 1})
+        try:
+            queue = open_offline_queue(config, DataBooks(folder, 4), CPU)
+            train(rank, world, config, queue, Mailbox(folder / f"{name}-{rank}"), Telemetry(), device=CPU)
+        except DataError as error:
+            heard[name] = str(error)
+    return heard
+
+
+def test_all_ranks_hear_at_once_that_one_cannot_use_its_data(pipeline, tmp_path):
+    """The others would wait in a collective until its timeout."""
+    cases = {}
+    for name, form in (("damaged", "parquet"), ("other", "parquet"), ("row", "folder"), ("good", "folder")):
+        cases[name] = [write_set(tmp_path / name / copy, "pairs", form, 4) for copy in "01"]
+    cases["damaged"][1].write_bytes(b"PAR1")
+    write_set(tmp_path / "other" / "1", "pairs", "parquet", 5)
+    for path in cases["row"]:  # which only rank 1 reads
+        (path / "000002.win.png").write_bytes(b"no picture")
     folder = tmp_path / "ranks"
     folder.mkdir()
-    said = run_ranks(2, folder, on_two_ranks, pipeline, tmp_path / "run", path, {})
-    assert said[0] == said[1] and "000002.*: picture win cannot be decoded" in said[0]
+    zero, one = run_ranks(2, folder, faults_on_two_ranks, pipeline, folder, cases)
+    assert zero.keys() == one.keys() == {"damaged", "other", "row"}
+    assert (
+        zero["damaged"] == one["damaged"]
+        and "1/rows.parquet: cannot be read (truncated, or not a parquet file)" in zero["damaged"]
+    )
+    assert all(re.search(r"/\d+ finds other files there than .*/\d+; data\.path must", h["other"]) for h in (zero, one))
+    assert zero["row"] == one["row"] and "000002.*: picture win cannot be decoded" in zero["row"]
 
 
 def test_the_bundled_model_reads_the_bundled_world(tmp_path):
