@@ -1,13 +1,12 @@
 """The trained adapter as files that other tools load: diffusers and kohya (ComfyUI, AUTOMATIC1111) LoRA, with a card.
 
     run.dir/lora/pytorch_lora_weights.safetensors    pipeline.load_lora_weights("run.dir/lora")
-    run.dir/lora/kohya/<run name>.safetensors        sd, sdxl: the same weights under kohya's names, with their alpha
+    run.dir/lora/kohya/<run name>.safetensors        sd, sdxl, flux: the same weights under kohya's names (kohya.py)
     run.dir/lora/peft/                               pixart: PeftModel.from_pretrained(pipeline.transformer, ..)
     run.dir/lora/README.md                           model card (learner/model_card.py)
 
-diffusers has no LoRA loader for PixArt's pipelines, so peft's own format goes with it. Kohya's names are those of the
-U-Net families; SD3's have no converter in diffusers, and FLUX's fuse layers that are apart here: ComfyUI reads the
-diffusers file of both.
+diffusers has no LoRA loader for PixArt's pipelines, so peft's own format goes with it. Where there is no file under
+kohya's names the reason is logged and stands in the card.
 
 The adapter adds (alpha / rank) · B·A to a layer. Kohya's format carries alpha. The diffusers format carries it as
 metadata that older versions and other programs ignore, so there alpha / rank is multiplied into B: every reader then
@@ -36,6 +35,7 @@ from torch import Tensor
 
 from configs.model import ModelSection
 from configs.schema import AtelierConfig
+from learner.kohya import kohya_state, without_kohya
 from learner.model_card import model_card
 from rollout.adapter import adapter_checksum
 from rollout.assets import pipeline_path
@@ -50,7 +50,6 @@ _NETWORKS = {
     "flux": (FluxTransformer2DModel, "transformer"),
 }
 """Family -> the network's class and its folder in the pipeline, which is also its prefix in a diffusers LoRA."""
-_KOHYA_PREFIX = {"sd": "lora_unet_", "sdxl": "lora_unet_"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ExportedLora:
     folder: Path
     diffusers: Path
     kohya: Path | None
-    """None where the family has no such file."""
+    """None where family or layers have no such file: `learner.kohya.without_kohya` says why."""
     peft: Path | None
     """Folder; None where `diffusers` is enough."""
     card: Path
@@ -83,14 +82,17 @@ def export_lora(
     """
     check_adapter(state, config.model)
     folder = config.run.path / "lora"
+    if reason := without_kohya(sorted({name.rsplit(".lora_", 1)[0] for name in state}), config.model.family):
+        logger.warning("no LoRA file under kohya's names: %s", reason)
     files = ExportedLora(
         folder=folder,
         diffusers=folder / "pytorch_lora_weights.safetensors",
-        kohya=folder / "kohya" / f"{config.run.name}.safetensors" if config.model.family in _KOHYA_PREFIX else None,
+        kohya=folder / "kohya" / f"{config.run.name}.safetensors" if reason is None else None,
         peft=folder / "peft" if config.model.family == "pixart" else None,
         card=folder / "README.md",
     )
-    card = model_card(config, adapter_sha256=adapter_checksum(state), steps=steps, before=before, after=after)
+    checksum = adapter_checksum(state)
+    card = model_card(config, adapter_sha256=checksum, steps=steps, before=before, after=after, without_kohya=reason)
     common = {"atelier_run": config.run.name, "atelier_base_model": config.model.pretrained}
     _write(files.diffusers, save(diffusers_state(state, config.model), {"format": "pt", **common}))
     if files.kohya is not None:
@@ -165,17 +167,6 @@ def diffusers_state(state: Mapping[str, Tensor], model: ModelSection) -> dict[st
         f"{prefix}.{name}": _plain(tensor) * scale if ".lora_B." in name else _plain(tensor)
         for name, tensor in state.items()
     }
-
-
-def kohya_state(state: Mapping[str, Tensor], model: ModelSection) -> dict[str, Tensor]:
-    """kohya's names (`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`), float32."""
-    exported: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        layer, half = name.rsplit(".lora_", 1)
-        key = _KOHYA_PREFIX[model.family] + layer.replace(".", "_")
-        exported[f"{key}.lora_{'down' if half.startswith('A') else 'up'}.weight"] = _plain(tensor)
-        exported[f"{key}.alpha"] = torch.tensor(model.lora.scale_numerator)
-    return exported
 
 
 def peft_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

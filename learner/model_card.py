@@ -20,8 +20,13 @@ def model_card(
     steps: int,
     before: Mapping[str, float],
     after: Mapping[str, float],
+    without_kohya: str | None,
 ) -> str:
-    """Markdown with the hub's front matter. `before` and `after`: metric -> value on the same prompts and seeds."""
+    """Markdown with the hub's front matter.
+
+    `before` and `after`: metric -> value on the same prompts and seeds. `without_kohya`: why there is no file under
+    kohya's names, None where there is one.
+    """
     name = config.run.name
     base = _MINIATURE_PLACE if config.model.pretrained == MINIATURE else config.model.pretrained
     return "\n".join(
@@ -31,7 +36,7 @@ def model_card(
             f"A LoRA for `{base}`, post-trained to a taste with step-wise preference optimisation: {steps} optimiser "
             "steps on preference pairs that the model drew itself and a step-aware preference model judged.\n",
             f"Adapter sha256: `{adapter_sha256}`\n",
-            _usage(config, base),
+            _usage(config, base, without_kohya),
             "## Results\n",
             _results(config, before, after),
             "## Settings\n",
@@ -59,7 +64,7 @@ _PIPELINES = {
 }
 
 
-def _usage(config: AtelierConfig, base: str) -> str:
+def _usage(config: AtelierConfig, base: str, without_kohya: str | None) -> str:
     noise, family = config.noise, config.model.family
     pipeline, ddim = _PIPELINES[family], family not in FLOW_FAMILIES
     imports = [f"from diffusers import {'DDIMScheduler, ' if ddim else ''}{pipeline}"]
@@ -86,12 +91,12 @@ diffusers, in the folder that holds this file:
 {code}
 ```
 
-{_elsewhere(config)}
+{_elsewhere(config, without_kohya)}
 """
 
 
-def _elsewhere(config: AtelierConfig) -> str:
-    if config.model.family in ("sd", "sdxl"):
+def _elsewhere(config: AtelierConfig, without_kohya: str | None) -> str:
+    if without_kohya is None:
         return (
             f"ComfyUI, AUTOMATIC1111 and others that read kohya's names: put `kohya/{config.run.name}.safetensors` "
             "into their folder\nfor LoRAs (`models/loras` in ComfyUI) and load it with strength 1. Both files hold the "
@@ -99,7 +104,10 @@ def _elsewhere(config: AtelierConfig) -> str:
         )
     if config.model.family == "pixart":
         return "diffusers has no LoRA loader for PixArt's pipelines; peft puts the adapter on their transformer."
-    return "ComfyUI reads `pytorch_lora_weights.safetensors` as it is: put it into `models/loras`, with strength 1."
+    return (
+        f"There is no file under kohya's names: {without_kohya}. ComfyUI reads "
+        "`pytorch_lora_weights.safetensors` as it is:\nput it into `models/loras`, with strength 1."
+    )
 
 
 def _results(config: AtelierConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -81,7 +81,7 @@ class PipelineFamily:
         pipeline, scale = read_pipeline(cls.pipeline_classes(), cls.network_part, path, dtype, absent, model)
         family = cls(pipeline, vae_scale_factor=scale)
         family.check()
-        check_tokenizers(pipeline, path)
+        check_tokenizers(pipeline, path if model is None or model.config is None else model.config)
         return family
 
     @classmethod

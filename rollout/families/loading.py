@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors import SafetensorError
 
 from configs.model import ModelSection
-
-_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-_SHOWN = 5
+from rollout.families.parts import module_classes, read_part
+from rollout.families.single_file import SUFFIXES, read_single_file
 
 
 def read_pipeline(
@@ -39,17 +36,13 @@ def read_pipeline(
     given = dict(absent)
     if model is not None and model.vae is not None and "vae" not in absent:
         given["vae"] = read_part(AutoencoderKL, model.vae, None, dtype)
-    if path.endswith((".safetensors", ".ckpt")):
-        pipeline = _read_single_file(classes[0], path, dtype, given, model)
-        vae_config = None if pipeline.vae is None else pipeline.vae.config
-        return pipeline, _scale(vae_config) if vae_config is not None else pipeline.vae_scale_factor
+    if path.endswith(SUFFIXES):
+        pipeline, folder = read_single_file(classes[0], path, dtype, given, model)
+        return pipeline, _scale(AutoencoderKL.load_config(folder, subfolder="vae"))
     index = _read_index(path)
     chosen = _choose(classes, index, path)
-    for name, entry in index.items():
-        if name in given or not isinstance(entry, list) or entry[0] not in _LIBRARIES:
-            continue
-        part_class = getattr(_LIBRARIES[entry[0]], entry[1], None)
-        if isinstance(part_class, type) and issubclass(part_class, torch.nn.Module):
+    for name, part_class in module_classes(index).items():
+        if name not in given:
             given[name] = read_part(part_class, path, name, dtype)
     try:
         pipeline = chosen.from_pretrained(path, dtype=dtype, **given)
@@ -58,21 +51,6 @@ def read_pipeline(
     if getattr(pipeline, network_part) is None:
         raise ValueError(f"model.pretrained {path} has no {network_part}")
     return pipeline, _scale(AutoencoderKL.load_config(path, subfolder="vae"))
-
-
-def read_part(part_class: Any, path: str, subfolder: str | None, dtype: torch.dtype) -> Any:
-    """One component, with exactly the weights that it needs. Raises ValueError naming file and weights."""
-    place = path if subfolder is None else f"{path}/{subfolder}"
-    options = {} if subfolder is None else {"subfolder": subfolder}
-    try:
-        part, info = part_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{place}: cannot be read as {part_class.__name__}: {error}") from error
-    for kind, said in (("missing_keys", "missing"), ("unexpected_keys", "that this model does not have")):
-        if names := sorted(info.get(kind) or ()):
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            raise ValueError(f"{place}: {len(names)} weights {said}: {', '.join(names[:_SHOWN])}{more}")
-    return part
 
 
 def check_tokenizers(pipeline: Any, path: str) -> None:
@@ -123,24 +101,6 @@ def _choose(classes: Sequence[Any], index: Mapping[str, Any], path: str) -> Any:
         f"model.pretrained {path} holds a {found}, which is another family than model.family says: that one reads "
         f"{names}. Set model.family to the checkpoint's"
     )
-
-
-def _read_single_file(
-    pipeline_class: Any, path: str, dtype: torch.dtype, given: Mapping[str, Any], model: ModelSection | None
-) -> Any:
-    if not Path(path).is_file():
-        raise ValueError(f"model.pretrained {path}: there is no such file")
-    if not hasattr(pipeline_class, "from_single_file"):
-        raise ValueError(f"model.pretrained {path}: diffusers reads no single file as {pipeline_class.__name__}")
-    config = {} if model is None or model.config is None else {"config": model.config}
-    parts = {name: value for name, value in given.items() if name != "requires_safety_checker"}
-    try:
-        return pipeline_class.from_single_file(path, torch_dtype=dtype, **config, **parts)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"model.pretrained {path}: cannot be read as one file of a {pipeline_class.__name__}: {error}. Without "
-            "network access, name a directory with the pipeline's configuration and tokenizers in model.config"
-        ) from error
 
 
 def _scale(vae_config: Mapping[str, Any]) -> int:

@@ -31,6 +31,18 @@ python -m rollout.miniature.train_preference    # {train_preference}
 python -m rollout.miniature.measure
 ```
 
+The preference model's second phase, by the command that trains one for any model: the rendered pairs are varied once
+and predicted anew at every step, where `train_preference` predicts once and varies at every step.
+
+```
+python -m rollout.miniature.train_preference --only-clean
+python -m rollout.miniature.dataset --kind preferences --vary --count 24576 --out work/miniature/preferences/train
+python -m rollout.miniature.dataset --kind preferences --split heldout --count 1024 --seed 1 \\
+    --out work/miniature/preferences/heldout
+python -m learner.train_spm --config miniature_spm      # runs/miniature-spm/spm; the weights here stay as they are
+python -m rollout.miniature.measure --spm runs/miniature-spm/spm      # its figures, as below
+```
+
 Made with {versions}. All data is rendered; no picture or caption from elsewhere.
 
 {provenance}

@@ -1,12 +1,14 @@
 """Measures what ships in this folder, and writes figures.json and the weights' card, README.md.
 
     python -m rollout.miniature.measure
+    python -m rollout.miniature.measure --spm runs/miniature-spm/spm     # another preference model's figures, printed
 
 Judge on fresh renders and on the autoencoder's reconstructions of them; base model on the 256 bundled held-out captions
 (guidance 5, 20 DDIM steps, eta 1); preference model on held-out pairs, and what a tint does to its score; parameters
 and file sizes. A few minutes.
 """
 
+import argparse
 import json
 import platform
 from importlib.metadata import version
@@ -124,19 +126,28 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def preference_figures(pipeline: StableDiffusionPipeline, model: StepAwarePreferenceModel) -> dict[str, Any]:
+    """Accuracies by kind of pair and timestep, and what moves the score."""
+    return {"preference": train_preference.accuracies(model, pipeline), "score": tint_figures(model, pipeline)}
+
+
+def load(pipeline: Path, spm: Path) -> tuple[StableDiffusionPipeline, StepAwarePreferenceModel]:
+    """The base model in float32 and a preference model's folder. Raises ValueError for weights that do not fit."""
+    base = StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.float32)
+    base.set_progress_bar_config(disable=True)
+    return base, StepAwarePreferenceModel.from_pretrained(spm, spm / "step_aware.safetensors")
+
+
 def measure(folder: Path) -> dict[str, Any]:
     """All figures of the weights in `folder`."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    model = StepAwarePreferenceModel.from_pretrained(folder / "spm", folder / "spm" / "step_aware.safetensors")
+    pipeline, model = load(folder / "pipeline", folder / "spm")
     judge = Judge()
     return rounded(
         {
             "judge_pictures": FRESH,
             "judge": judge_figures(pipeline.vae, judge),
             "heldout": heldout_figures(pipeline, judge),
-            "preference": train_preference.accuracies(model, pipeline),
-            "score": tint_figures(model, pipeline),
+            **preference_figures(pipeline, model),
             "sizes": sizes(pipeline, model),
             "training": training_settings(),
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -146,6 +157,12 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(prog="python -m rollout.miniature.measure", description="Measure what ships here.")
+    parser.add_argument("--spm", type=Path, help="folder of another preference model: print its figures, write nothing")
+    spm = parser.parse_args().spm
+    if spm is not None:
+        print(json.dumps(rounded(preference_figures(*load(SHIPPED / "pipeline", spm))), indent=2))
+        return
     figures = measure(SHIPPED)
     text = json.dumps(figures, indent=2)
     (SHIPPED / "figures.json").write_text(text + "\n")

@@ -47,6 +47,7 @@ class Pairs:
     first: Tensor  # [T, 3, 64, 64]
     second: Tensor  # [T, 3, 64, 64]
     label: Tensor  # [T]
+    kinds: list[str]  # of KINDS
 
 
 def vary(pictures: Tensor, draw: torch.Generator) -> Tensor:
@@ -119,4 +120,5 @@ def sample_pairs(count: int, seed: str, split: Split = "train", kinds: dict[str,
         first=torch.where(across, rivals, pictures),
         second=torch.where(across, pictures, rivals),
         label=torch.where(swap, 1 - labels, labels),
+        kinds=chosen,
     )

@@ -2,7 +2,8 @@
 
     python -m rollout.miniature.train_preference              # three phases, about 20 minutes on one core, resumable
 
-1. clean    a small CLIP on clean renders: pairs of one caption, crisp preferred; pictures against captions (InfoNCE)
+1. clean    a small CLIP on clean renders: pairs of one caption, crisp preferred; pictures against captions (InfoNCE);
+            work/miniature/clip, which configs/miniature_spm.yaml starts from
 2. predict  pairs as the sampler sees them: both latents noised alike, t ~ U{0..999}, x0 predicted by the base U-Net
             with guidance 5, decoded, clamped; kept on disk as 8-bit pictures (work/miniature/predictions)
 3. step     the CLIP, made time-conditional (reward.step_aware), on those pairs with their t; cross-entropy of the two
@@ -265,6 +266,8 @@ def main() -> None:
     tokenizer = write_tokenizer(WORK / "tokenizer")
     clip = build_clip(tokenizer)
     train_clean(clip, tokenizer, options.clean_steps, WORK / "clip.pt")
+    clip.save_pretrained(WORK / "clip")
+    write_tokenizer(WORK / "clip")
     if options.only_clean:
         return
     pipeline = StableDiffusionPipeline.from_pretrained(SHIPPED / "pipeline", torch_dtype=torch.float32)

@@ -20,7 +20,7 @@ def refused(*overrides: str) -> str:
 
 
 def test_presets_belong_to_their_root() -> None:
-    assert preset_names(SpmConfig) == ["sd15_spm", "sdxl_spm"]
+    assert preset_names(SpmConfig) == ["miniature_spm", "sd15_spm", "sdxl_spm"]
     assert not set(preset_names()) & set(preset_names(SpmConfig))
 
 
@@ -48,7 +48,7 @@ def test_unknown_keys_name_the_nearest_of_this_root(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("training: {optimizer: {lrr: 1.0}}\n")
     with pytest.raises(ConfigError, match=r"training\.optimizer\.lrr; did you mean training\.optimizer\.lr\?"):
         load_as(SpmConfig, tmp_path / "a.yaml")
-    with pytest.raises(ConfigError, match=r"did you mean sd15_spm\? Presets: sd15_spm, sdxl_spm"):
+    with pytest.raises(ConfigError, match=r"did you mean sd15_spm\? Presets: miniature_spm, sd15_spm, sdxl_spm"):
         load_as(SpmConfig, "sd15_smp")
     with pytest.raises(ConfigError, match="unknown key labels"):
         load_config("sd15_spm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet
@@ -12,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rollout.miniature.dataset import main, render_rows, write_rows
+from learner.datasets.pairs import open_pairs
+from rollout.miniature.dataset import main, render_rows, stream_rows, write_rows
 from rollout.miniature.judge import judge_captions
+from rollout.miniature.preference_data import KINDS
 from rollout.miniature.world import is_heldout, parse_caption
 
 
@@ -69,3 +72,53 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--out", str(out)])
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_preferences_are_pick_a_pics_rows_of_every_kind(tmp_path, capsys):
+    """Read back by the preference model's own reader; ties are labelled as such, and every row says its kind."""
+    out = tmp_path / "preferences"
+    arguments = ["--out", str(out), "--kind", "preferences", "--count", "160", "--split", "heldout"]
+    assert main(arguments) == 0
+    assert f"data.source={out / 'rows.parquet'}" in capsys.readouterr().out
+    source = open_pairs(out)
+    assert source.block_sizes() == [64, 64, 32], "pictures are read a row group at a time"
+    rows = [source.row(block, place) for block, size in enumerate(source.block_sizes()) for place in range(size)]
+    assert all(is_heldout(row.caption) and row.weight == 1 for row in rows)
+    kinds = Counter(row.tags["kind"] for row in rows)
+    assert kinds.keys() == KINDS.keys() and kinds["finish"] > kinds["caption"] > kinds["tie"] > 0
+    assert all((row.label_0 == 0.5) == (row.tags["kind"] == "tie") for row in rows)
+    finish = [row for row in rows if row.tags["kind"] == "finish"]
+    preferred = [row.image_0 if row.label_0 == 1 else row.image_1 for row in finish]
+    verdicts = judge_captions(pictures(preferred), [row.caption for row in finish])
+    assert sum(verdict["finish"] == "crisp" for verdict in verdicts) > 0.95 * len(finish)
+
+
+def test_varied_rows_keep_caption_and_label_and_change_every_picture():
+    plain, varied = (render_rows("preferences", 24, seed=3, varied=varied) for varied in (False, True))
+    assert varied == render_rows("preferences", 24, seed=3, varied=True)
+    assert [row.columns for row in plain] == [row.columns for row in varied]
+    for side in ("jpg_0", "jpg_1"):
+        before, after = (pictures([row.images[side] for row in rows]) for rows in (plain, varied))
+        tint = (after - before).mean((2, 3)).abs()
+        assert ((after - before).abs().amax((1, 2, 3)) > 0.02).all() and tint.max() < 0.4 and tint.mean() > 0.01
+
+
+def test_parts_of_a_long_set_are_different_and_repeatable():
+    rows = list(stream_rows("preferences", 516, seed=4))
+    captions = [row.columns["caption"] for row in rows]
+    assert len(rows) == 516 and captions[:4] != captions[512:], "the second part is not the first again"
+    assert captions[:512] == [row.columns["caption"] for row in render_rows("preferences", 512, seed=4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kind", "preferences", "--format", "jsonl"], "Pick-a-Pic's columns are parquet's only"),
+        (["--kind", "images", "--vary"], "--vary with --kind images"),
+        (["--count", "0"], "--count must be at least 1"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "set"), *arguments])
+    assert words in capsys.readouterr().err
