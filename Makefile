@@ -3,6 +3,8 @@
 # make lint    formatting, lint and types
 # make chaos   a seeded storm of kills over one tiny run; writes docs/chaos.md (a quarter of an hour)
 # make bench   throughput of one rollout worker and one learner rank
+# make ablations          do the objectives do what the papers say? Writes docs/ablations.md (hours; goes on where it was)
+# make ablations QUICK=1  one seed of the essential cells (half an hour on two free cores)
 #
 # Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
 # newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=
@@ -15,7 +17,7 @@ CONSTRAINTS ?= constraints.txt
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.atelier-installed
 
-.PHONY: demo test lint bench chaos
+.PHONY: demo test lint bench chaos ablations
 
 demo: $(INSTALLED)
 	$(PY) -m learner.main --config configs/quickstart.yaml
@@ -30,6 +32,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PY) -m tests.benchmarks.throughput --model miniature
+
+ablations: $(INSTALLED)
+	$(PY) -m tests.benchmarks.ablations $(if $(QUICK),--quick)
 
 chaos: $(INSTALLED)
 	$(PY) -m tests.chaos.storm --kills 33 --seed 0

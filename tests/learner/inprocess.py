@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class Mailbox:
     def latest_version(self) -> AdapterVersion | None:
         return self.actor.version
 
+    def latest_payload(self) -> list[bytes]:
+        """The newest adapter's bytes, in a list; empty before the first publish."""
+        latest = asyncio.run(self.actor.latest())
+        return [] if latest is None else latest[1]
+
     def publish(self, version: AdapterVersion, state: bytes) -> None:
         asyncio.run(self.actor.publish(version, state))
         self.published.append(version)
@@ -80,14 +85,17 @@ class Rollout:
         config: AtelierConfig,
         mailbox: Mailbox,
         scorer_from: Callable[..., Scorer] = lambda *_: RedScorer(),
+        *,
+        prompts: Sequence[str] = PROMPTS,
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._mailbox = mailbox
         self._config = config
         self._per_batch = config.learner.groups_per_batch
-        self._policy = load_policy(config.model, config.noise, "cpu", seed=config.run.seed)
-        self._sampler = build_sampler(config, self._policy, "cpu", scorer_from=scorer_from)
-        self._stream = PromptStream(PROMPTS, config.run.seed)
+        self.policy = load_policy(config.model, config.noise, "cpu", seed=config.run.seed)
+        self.policy.max_batch = config.rollout.workers.max_batch
+        self._sampler = build_sampler(config, self.policy, "cpu", scorer_from=scorer_from)
+        self._stream = PromptStream(prompts, config.run.seed)
         self.queue = ReplayQueue(config.queue, config.schedule, self._per_batch, versions=mailbox.actor)
         self.before_take: Callable[[int], None] = lambda batch: None
         self.tamper: Callable[[Group], Group] = lambda group: group
@@ -104,7 +112,7 @@ class Rollout:
         latest = self._run(self._mailbox.actor.latest())
         assert latest is not None, "the first publish comes before the first take"
         version, (data,) = latest
-        self._policy.load_adapter(deserialise_adapter(data), version.sha256)
+        self.policy.load_adapter(deserialise_adapter(data), version.sha256)
         groups = self._sampler.sample(
             [self._stream.item(ordinal) for ordinal in ordinals],
             policy_step=version.step,

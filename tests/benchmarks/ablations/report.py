@@ -1,0 +1,247 @@
+"""docs/ablations.md: every figure from the results' files, and the discussion beside them (discussion.md)."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tests.benchmarks.ablations.cells import (
+    MARKS,
+    SEEDS,
+    SPO_TABLES,
+    START,
+    Cell,
+    Table,
+    all_cells,
+    quick_cells,
+    tables,
+)
+from tests.benchmarks.ablations.results import Result, Row, evaluations_to, row_of
+
+DISCUSSION = Path(__file__).with_name("discussion.md")
+NOT_RUN = "not run"
+Column = tuple[str, Callable[[Row], str]]
+
+
+def share(metric: str) -> Column:
+    """A share of pictures in per cent, and how it changed: with spread over seeds, or interval over pictures."""
+
+    def text(row: Row) -> str:
+        after, change = 100 * row.mean(metric), 100 * row.change(metric)
+        spread, interval = row.spread(metric), row.interval(metric)
+        if spread is not None:
+            return f"{after:.0f} ± {100 * spread:.0f} ({change:+.0f})"
+        if interval is not None:
+            return f"{after:.0f} ({change:+.0f}; {100 * interval.low:+.0f} .. {100 * interval.high:+.0f})"
+        return f"{after:.0f} ({change:+.0f})"
+
+    return metric, text
+
+
+def value(metric: str, digits: int = 3) -> Column:
+    """A mean, with its spread over seeds."""
+
+    def text(row: Row) -> str:
+        spread = row.spread(metric)
+        return f"{row.mean(metric):.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+    return metric, text
+
+
+def change(metric: str, digits: int = 3) -> Column:
+    """How a mean changed, with the spread over seeds."""
+
+    def text(row: Row) -> str:
+        spread = row.spread(metric)
+        return f"{row.change(metric):+.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+    return metric, text
+
+
+def spent(name: str) -> Column:
+    return name, lambda row: f"{row.spent(name):,.0f}"
+
+
+def trained_pairs(row: Row) -> str:
+    return f"{sum(result['training']['pairs'] for result in row.results) / len(row.results):,.0f}"
+
+
+COST: list[tuple[str, Column]] = [
+    ("evaluations", spent("evaluations")),
+    ("updates", spent("updates")),
+    ("units trained", ("pairs", trained_pairs)),
+    ("seeds", ("seeds", lambda row: str(len(row.seeds)))),
+]
+TASTE = [("crisp, %", share("judge/crisp")), ("captions right, %", share("judge/caption"))]
+AI_LOOK = [
+    ("high frequencies", change("appearance/high_frequency", 4)),
+    ("depth of field", change("appearance/depth_of_field", 2)),
+    ("saturation", change("appearance/saturation", 1)),
+    ("brightness spread", change("appearance/brightness_spread", 4)),
+    ("mirror symmetry", change("appearance/mirror_symmetry")),
+    ("palette entropy", change("appearance/palette_entropy")),
+    ("spread within prompts", change("diversity/within_spread", 4)),
+    ("spread across prompts", change("diversity/across_spread", 4)),
+]
+DETAIL = [
+    ("fine detail", value("detail/energy")),
+    ("crisp, %", share("judge/crisp")),
+    ("content wrong, %", share("flaws/content")),
+    ("unexplained", value("flaws/unexplained", 4)),
+    ("decodings", spent("decoded_trained")),
+]
+
+
+def render_page(results: Sequence[Result]) -> str:
+    """The whole page."""
+    every = tables()
+    parts = [
+        "# Do the objectives do what the papers say?",
+        _introduction(results),
+        "## Learning curves at equal compute",
+        _picture("curves", "Measures against evaluations, a line each method", ["methods"], results),
+        _table(every["methods"], [*TASTE, *COST], results),
+        "The AI look and diversity at the end of the budget, as changes from the untrained model:",
+        _table(every["methods"], AI_LOOK, results),
+        "### A fifth of Diffusion-DPO's compute?",
+        _claim(results),
+        "## SPO's ablations",
+        _picture("spo", "Change of crisp pictures and of right captions by variant", SPO_TABLES, results),
+    ]
+    for name in SPO_TABLES:
+        parts += [f"### {every[name].title}", _table(every[name], [*TASTE, *COST], results)]
+    parts += [
+        "## The pixel paper's ablations",
+        _pixel_words(results),
+        _picture("spectrum", "Spectrum of the pictures over that of crisp renders", ["pixel"], results),
+        _table(every["pixel"], [*DETAIL, *COST], results),
+    ]
+    if DISCUSSION.exists():
+        parts.append(DISCUSSION.read_text(encoding="utf-8").strip())
+    parts += ["## What has run", _ran(results)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _picture(name: str, what: str, shown: Iterable[str], results: Sequence[Result]) -> str:
+    """A link to the picture of these tables; nothing where no row of them has run."""
+    rows = (row_of(cell, results) for table in shown for cell in tables()[table].rows.values())
+    return f"![{what}](ablations/{name}.png)" if any(rows) else ""
+
+
+def _table(table: Table, columns: Sequence[tuple[str, Column]], results: Sequence[Result]) -> str:
+    head = ["", *(title for title, _ in columns)]
+    lines = [head, ["---", *("---:" for _ in columns)]]
+    for title, cell in table.rows.items():
+        row = row_of(cell, results)
+        found = [NOT_RUN, *[""] * (len(columns) - 1)] if row is None else [text(row) for _, (_, text) in columns]
+        lines.append([title, *found])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _prose(text: str) -> str:
+    """Paragraphs, each filled to the page's width."""
+    filled = (textwrap.fill(" ".join(part.split()), 118, break_on_hyphens=False) for part in text.split("\n\n"))
+    return "\n\n".join(filled)
+
+
+def _introduction(results: Sequence[Result]) -> str:
+    start = row_of(START, results)
+    begins = "The untrained model has not been measured."
+    if start is not None:
+        crisp, soft, hatched, right = (
+            f"{100 * start.before(f'judge/{name}'):.0f} %" for name in ("crisp", "soft", "hatched", "caption")
+        )
+        begins = (
+            f"Untrained, {crisp} of the pictures are crisp, {soft} soft and {hatched} hatched, and {right} show what "
+            "the caption asks for."
+        )
+    evaluation = (results[0]["definition"] if results else START.definition())["evaluation"]
+    pictures = evaluation["prompts"] * evaluation["pictures_per_prompt"]
+    marks = ", ".join(f"{100 * mark:.0f} %" for mark in MARKS)
+    return _prose(
+        f"""Written by `make ablations` (`python -m tests.benchmarks.ablations`) from the results in `docs/ablations/`:
+        every figure and table comes from those files. `make ablations QUICK=1` is one seed of the essential cells; a
+        finished cell is not run again unless its settings change.
+
+        Every cell trains the miniature (`rollout/miniature`) with the real sampler, queue, loop and engine in one
+        process, ten denoising steps, and spends the same compute: one evaluation is one picture through the denoising
+        network (guidance costs two) or through the decoder; a row with gradients counts twice. It is measured at
+        {marks} of its budget on {pictures} pictures of held-out captions (the same captions and seeds for all cells),
+        by the judge and by statistics that nothing is trained on, never by the reward in use. {begins}
+
+        `spo`, `mspo`, `ddpo` and `d3po` roll out and learn from the bundled preference model. `dpo`, `mapo`, `simpo`
+        and `pixel-simpo` learn from rendered pairs (crisp against soft or hatched, and right captions against wrong
+        ones), labelled by how they were rendered; `sft` and `pixel-sft` from crisp renders alone. With several seeds a
+        share is given as mean ± standard deviation over seeds, with the change of the mean in brackets; with one seed
+        the change has its 95 % interval over pictures, paired with the untrained model's. {_versions(results)}"""
+    )
+
+
+def _versions(results: Sequence[Result]) -> str:
+    """Which weights the results were made with, and when."""
+    made = {", ".join(f"{name.replace('_', ' ')} {sha}" for name, sha in sorted(r["definition"]["weights"].items()))
+            for r in results}  # fmt: skip
+    dates = sorted({result["made"]["date"] for result in results})
+    return f"Weights: {'; '.join(sorted(made))}. Run on {' and '.join(dates)}." if results else "Nothing has run yet."
+
+
+def _claim(results: Sequence[Result]) -> str:
+    spo, dpo = (row_of(tables()["methods"].rows[name], results) for name in ("spo", "dpo"))
+    if spo is None or dpo is None:
+        return "SPO or Diffusion-DPO has not run yet."
+    best = max(spo.curve("judge/crisp")[1]) - spo.before("judge/crisp")
+    lines = [
+        "| gain in crisp pictures | SPO reaches it after | Diffusion-DPO after | SPO's over Diffusion-DPO's |",
+        "|---|---:|---:|---:|",
+    ]
+    for part in (0.25, 0.5, 1.0) if best > 0 else ():
+        counts = [evaluations_to(row, "judge/crisp", part * best) for row in (spo, dpo)]
+        reached = ["not within its budget" if count is None else f"{count:,.0f}" for count in counts]
+        ratio = f"{counts[0] / counts[1]:.2f}" if counts[0] and counts[1] else "n/a"
+        if counts[0] and not counts[1]:
+            ratio = f"below {counts[0] / dpo.spent():.2f}"
+        lines.append(f"| {100 * part * best:.0f} points | {reached[0]} | {reached[1]} | {ratio} |")
+    words = _prose(
+        """The step-wise paper says that SPO needs about a fifth of Diffusion-DPO's compute for the same quality. Here,
+        in evaluations until the curve of crisp pictures first reaches a gain (shares of SPO's own largest), with points
+        joined linearly:"""
+    )
+    return words + "\n\n" + ("\n".join(lines) if best > 0 else "SPO gained nothing.")
+
+
+def _pixel_words(results: Sequence[Result]) -> str:
+    start = row_of(START, results)
+    if start is None:
+        return "The untrained model has not been measured."
+    return _prose(
+        f"""Fine detail is the energy of the luma above 0.25 cycles per pixel, over that of crisp renders of the same
+        captions: a crisp render has 1, what the autoencoder makes of it {start.before("detail/rebuilt"):.3f}, and the
+        untrained model's pictures {start.before("detail/energy"):.3f}. Content is wrong where the judge reads another
+        shape, colour, size, position or background ({100 * start.before("flaws/content"):.0f} % untrained). Unexplained
+        is the share of a picture's energy about its background that no object of the world accounts for
+        ({start.before("flaws/unexplained"):.4f} untrained)."""
+    )
+
+
+def _ran(results: Sequence[Result]) -> str:
+    have = {(result["cell"], result["seed"]) for result in results}
+    cells = [START, *all_cells()]
+    quick = {cell.slug for cell in [START, *quick_cells()]}
+    done = [cell for cell in cells if (cell.name, cell.seed) in have]
+    left = [cell for cell in cells if (cell.name, cell.seed) not in have]
+    in_quick = sum(cell.slug in quick for cell in done)
+    return (
+        f"{len(done)} of {len(cells)} cells, {in_quick} of the {len(quick)} of `QUICK=1`.\n\n"
+        f"Run: {_by_name(done)}.\n\nNot run: {_by_name(left)}."
+    )
+
+
+def _by_name(cells: Iterable[Cell]) -> str:
+    seeds: dict[str, list[int]] = {}
+    for cell in cells:
+        seeds.setdefault(cell.name, []).append(cell.seed)
+    named = [name if found == list(SEEDS) else f"{name} (seed {', '.join(map(str, found))})"
+             for name, found in seeds.items()]  # fmt: skip
+    return re.sub(r"\(seed (\d+, )", r"(seeds \1", ", ".join(named)) or "none"
