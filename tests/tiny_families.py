@@ -119,12 +119,13 @@ def _sdxl(folder: Path, *, zeros: bool = True) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _pixart(folder: Path, *, kind: str = "sigma") -> None:
+def _pixart(folder: Path, *, kind: str = "sigma", sized: bool = False) -> None:
+    """`sized`: told resolution and aspect ratio, as PixArt-alpha at 1024 pixels is (latents of 128)."""
     tokenizer, text = _t5()
     transformer = PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=16, num_attention_heads=2, in_channels=4,
-        out_channels=8, cross_attention_dim=WIDTH, caption_channels=WIDTH, attention_bias=True,
-        use_additional_conditions=False,
+        sample_size=128 if sized else 8, num_layers=2, patch_size=2, attention_head_dim=18 if sized else 16,
+        num_attention_heads=2, in_channels=4, out_channels=8, cross_attention_dim=36 if sized else WIDTH,
+        caption_channels=WIDTH, attention_bias=True, use_additional_conditions=sized,
     )  # fmt: skip
     pipeline = PixArtSigmaPipeline if kind == "sigma" else PixArtAlphaPipeline
     pipeline(

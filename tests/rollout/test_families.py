@@ -18,9 +18,11 @@ from tests.tiny_families import tiny_family
 VARIANTS = {
     "sd": {},
     "sd v-prediction": {"prediction_type": "v_prediction"},
+    "sd 2.x": {"kind": "2"},
     "sdxl": {},
     "pixart": {},
     "pixart alpha": {"kind": "alpha"},
+    "pixart alpha 1024": {"kind": "alpha", "sized": True},
     "sd3": {},
     "flux": {},
     "flux schnell": {"guidance": False},
@@ -42,29 +44,50 @@ def stock(folder):
     return pipeline
 
 
-def test_pictures_are_the_stock_pipelines(case):
-    """Same start and variance noise. Flow families without noise: the stock sampler is an ODE."""
-    family, folder, model = case
-    flow = family in ("sd3", "flux")
-    steps = 6 if flow else 20
-    policy = load_policy(model, NoiseSection(num_steps=steps), "cpu", seed=1)
-    if flow:
-        object.__setattr__(policy.schedule, "noise_level", 0.0)
-    ours = sample_images(policy, [PROMPT], [11])
-    generator = torch.Generator().manual_seed(11)
-    start = torch.randn((1, *policy.latent_shape), generator=generator)
+def stock_picture(family, folder, steps, **options):
+    """The stock pipeline's, from the noise that our sampler draws for seed 11. Flow families draw none after it."""
+    generator, flow = torch.Generator().manual_seed(11), family in ("sd3", "flux")
+    start = torch.randn((1, 16 if flow else 4, 8, 8), generator=generator)
     pipeline = stock(folder)
-    options = {} if flow else {"eta": 1.0, "generator": [generator]}
+    if not flow:
+        options |= {"eta": 1.0, "generator": [generator]}
     if family == "pixart":
         options |= {"clean_caption": False, "use_resolution_binning": False}
     if family == "flux":
         start = pipeline._pack_latents(start, 1, 16, 8, 8)
-    theirs = pipeline(
+    return pipeline(
         PROMPT, latents=start, height=32, width=32, num_inference_steps=steps, guidance_scale=5.0, output_type="pt",
         **options,
     ).images  # fmt: skip
+
+
+def our_picture(model, steps, **noise):
+    """Flow families without noise: the stock sampler is an ODE."""
+    policy = load_policy(model, NoiseSection(num_steps=steps, **noise), "cpu", seed=1)
+    if model.family in ("sd3", "flux"):
+        object.__setattr__(policy.schedule, "noise_level", 0.0)
+    return sample_images(policy, [PROMPT], [11]) / 2 + 0.5
+
+
+def test_pictures_are_the_stock_pipelines(case):
+    family, folder, model = case
+    steps = 6 if family in ("sd3", "flux") else 20
+    theirs = stock_picture(family, folder, steps)
     assert theirs.std() > 0.01
-    torch.testing.assert_close(ours / 2 + 0.5, theirs, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(our_picture(model, steps), theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_negative_prompt_is_the_stock_pipelines(case):
+    """Pushed away from, in every encoder and pooled state; FLUX has none and says so."""
+    family, folder, model = case
+    if family == "flux":
+        with pytest.raises(ValueError, match=r"noise\.negative_prompt = 'a blue square': FLUX has no negative prompt"):
+            our_picture(model, 5, negative_prompt="a blue square")
+        return
+    ours = our_picture(model, 5, negative_prompt="a blue square")
+    theirs = stock_picture(family, folder, 5, negative_prompt="a blue square")
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert (ours - our_picture(model, 5)).abs().max() > 0.005, "it must matter for this test"
 
 
 def randomised(model, noise=None, **options):
