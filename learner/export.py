@@ -37,7 +37,7 @@ from configs.model import ModelSection
 from configs.schema import AtelierConfig
 from learner.kohya import kohya_state, without_kohya
 from learner.model_card import model_card
-from rollout.adapter import adapter_checksum
+from rollout.adapter import adapter_checksum, changes_nothing
 from rollout.assets import pipeline_path
 from rollout.policy import inject_lora
 
@@ -130,7 +130,7 @@ def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
             )
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"adapter tensor {name} has non-finite values; export an earlier checkpoint")
-    if not any(bool(tensor.any()) for name, tensor in state.items() if ".lora_B." in name):
+    if changes_nothing(state):
         logger.warning(
             "the adapter of %s changes nothing: all of its B are 0; no update has reached it", model.pretrained
         )

@@ -6,7 +6,8 @@
     While it watches, the driver shows progress; a signal, or a pool that gave up, closes the queue: the learner then
     finishes its batch and saves a checkpoint.
 
-Exit status: 0 finished, 1 failed or refused, 2 wrong usage, 130 and 143 interrupted by SIGINT and SIGTERM.
+Exit status: 0 finished, 1 failed, refused, or finished without a change to the adapter, 2 wrong usage, 130 and 143
+interrupted by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -181,8 +182,9 @@ class Driver:
             self._refuse_failure(stopped)
             if self._signals.received is not None:
                 raise Interrupted(self._signals.received)
-            say(self._conclude())
-            return 0
+            words, status = self._conclude()
+            say(words)
+            return status
         except Interrupted as interrupted:
             ray.get(self._actors.telemetry.close.remote())
             say(f"Stopped by {interrupted}; go on with: {self._resume_command()}")
@@ -256,18 +258,19 @@ class Driver:
         if error is not None:
             raise RunError(f"{error}\n{self._where()}")
 
-    def _conclude(self) -> str:
+    def _conclude(self) -> tuple[str, int]:
+        """Evaluate the trained model and write everything; returns the closing words and the exit status."""
         self._collect_base(wait=True)
         published = self._actors.mailbox.fetch(None)
         assert published is not None and self._base is not None and self._learner.outcome is not None
         version, state = published
         say(f"evaluating the trained model: {len(self._base.images)} pictures")
         after = self._until(self._actors.evaluator.evaluate.remote(state, version.sha256))
-        words = conclude(
+        concluded = conclude(
             self._config, self._actors, self._learner.outcome, published, self._base, after, self._began_sec
         )
         ray.get(self._actors.telemetry.close.remote())
-        return words
+        return concluded
 
     def _until(self, call: Any) -> Any:
         """The call's answer. Raises Interrupted when a signal comes first."""

@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+from torch import Tensor
 
 from configs.data import OnlineData
 from configs.schema import AtelierConfig
@@ -29,7 +31,7 @@ from learner.summary import (
     write_summary,
 )
 from learner.telemetry import flatten_config
-from rollout.adapter import deserialise_adapter
+from rollout.adapter import changes_nothing, deserialise_adapter
 from rollout.assets import pipeline_path
 from rollout.contact_sheet import before_after
 from rollout.evaluator import EvalResult, differences
@@ -50,8 +52,11 @@ def conclude(
     before: EvalResult,
     after: EvalResult,
     began_sec: float,
-) -> str:
-    """Write everything into the run directory; returns the closing words. `began_sec` is `time.monotonic()`'s."""
+) -> tuple[str, int]:
+    """Write everything into the run directory; returns the closing words and the command's exit status.
+
+    The status is 1 where no update has reached the adapter. `began_sec` is `time.monotonic()`'s.
+    """
     version, state = published
     step = outcome["counters"]["step"]
     picture = _grid(config, before, after)
@@ -60,7 +65,8 @@ def conclude(
     ray.get(actors.telemetry.hparams.remote(flatten_config(config), after.scalars()))
     if config.checkpoint.best is not None:
         keep_if_best(config.run.path, config.checkpoint.best, version, state, after.metrics)
-    lora = export_lora(deserialise_adapter(state), config, steps=step, before=before.metrics, after=after.metrics)
+    adapter = deserialise_adapter(state)
+    lora = export_lora(adapter, config, steps=step, before=before.metrics, after=after.metrics)
     queue = actors.queue.stats()
     summary = Summary(
         steps=step,
@@ -76,10 +82,11 @@ def conclude(
             "rollout_worker": worker_peak_bytes(config.run.path),
         },
         adapter_sha256=version.sha256,
+        without_effect=without_effect(adapter, before, after),
         data=None if isinstance(config.data, OnlineData) else _data_books(config.run.path, queue),
     )
     write_summary(config.run.path, summary)
-    return closing_text(
+    words = closing_text(
         config.run.path,
         summary,
         base_model=pipeline_path(config.model.pretrained),
@@ -89,6 +96,16 @@ def conclude(
         differences=differences(before, after),
         drift=after.drift,
     )
+    return words, int(changes_nothing(adapter))
+
+
+def without_effect(adapter: Mapping[str, Tensor], before: EvalResult, after: EvalResult) -> str | None:
+    """Why a run changed nothing, in words; None where its pictures changed."""
+    if changes_nothing(adapter):
+        return "every B of its adapter is 0, no update reached it"
+    if np.array_equal(before.images, after.images):
+        return f"its {len(after.images)} evaluated pictures are exactly those from before"
+    return None
 
 
 def _data_books(run_dir: Path, books: Mapping[str, Any]) -> DataBooksSummary:

@@ -94,6 +94,8 @@ class Summary(_Strict):
     """Role -> the most that one process of it held."""
     adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """`adapter_checksum` of the exported adapter."""
+    without_effect: str | None = None
+    """Why the run changed nothing; None where it did."""
     data: DataBooksSummary | None = None
     """None for a run on rollouts."""
 
@@ -132,6 +134,8 @@ def closing_text(
     below the working directory are shown relative to it.
     """
     lines = ["", f"Finished {summary.steps} steps in {format_duration(summary.wall_sec)}.", ""]
+    if summary.without_effect is not None:
+        lines += [f"WARNING: this run changed nothing: {summary.without_effect}.", ""]
     before, after = summary.eval.before, summary.eval.after
     width = max((len(name) for name in before), default=0)
     for name in (name for name in before if name in after):

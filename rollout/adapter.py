@@ -17,6 +17,12 @@ def adapter_checksum(state: Mapping[str, Tensor]) -> str:
     return checksum_of_arrays({name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()})
 
 
+def changes_nothing(state: Mapping[str, Tensor]) -> bool:
+    """Whether every B is zero: the adapter then adds nothing to any layer, and no picture changes."""
+    ups = [tensor for name, tensor in state.items() if name.endswith(".lora_B.weight")]
+    return bool(ups) and not any(bool(tensor.any()) for tensor in ups)
+
+
 def serialise_adapter(state: Mapping[str, Tensor]) -> bytes:
     """Safetensors bytes of the float32 adapter."""
     return save_safetensors({name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()})

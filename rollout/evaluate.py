@@ -71,7 +71,7 @@ def evaluate_loras(options: argparse.Namespace) -> dict[str, Any]:
     _sample(EvaluatedModel(model, noise, device), folder, entrants, options.batch_size)
 
     images = {entrant.name: folder.load(entrant) for entrant in entrants}
-    _warn_of_equal_pictures(entrants, images)
+    _refuse_equal_pictures(entrants, images)
     measures = [MEASURES[name]() for name in options.measures]
     size = options.batch_size
     scores = {
@@ -89,10 +89,13 @@ def _sample(model: EvaluatedModel, folder: PictureFolder, entrants: Sequence[Can
             folder.sample(entrant, policy, batch_size, _progress)
 
 
-def _warn_of_equal_pictures(entrants: Sequence[Candidate], images: dict[str, np.ndarray]) -> None:
+def _refuse_equal_pictures(entrants: Sequence[Candidate], images: dict[str, np.ndarray]) -> None:
     for entrant in entrants:
         if entrant.name != BASE and np.array_equal(images[entrant.name], images[BASE]):
-            entrant.warnings.append("gives exactly the base's pictures: this LoRA has no effect here")
+            raise ValueError(
+                f"--lora {entrant.file}: changes nothing: its {len(images[BASE])} pictures are exactly the base's, so "
+                "there is nothing to compare; leave it out, or evaluate a longer training"
+            )
 
 
 def _write(options: argparse.Namespace, found: dict[str, Any], images: dict[str, np.ndarray]) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from configs.model import ModelSection
+from rollout.adapter import changes_nothing
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 _PREFIXES = ("unet.", "transformer.")
@@ -84,6 +85,11 @@ def read_lora(path: str) -> dict[str, Tensor]:
         state[name.removeprefix(prefix)] = tensor.float()
     if bad := sorted(name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())):
         raise ValueError(f"model.init_lora = {path}: {bad[0]} has non-finite values; export an earlier checkpoint")
+    if changes_nothing(state):
+        raise ValueError(
+            f"model.init_lora = {path}: {file} changes nothing: every lora_B in it is zero. No update reached it when "
+            "it was trained; take another run's LoRA, or leave model.init_lora out"
+        )
     return state
 
 

@@ -96,6 +96,13 @@ def another_models_adapter(place: Place) -> None:
     place.inputs(f"model.init_lora={file}", "evaluation.measures=[]")
 
 
+def untrained_adapter(place: Place) -> None:
+    file = place.folder / "untrained.safetensors"
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.lora_A.weight": torch.ones(4, 8), f"{layer}.lora_B.weight": torch.zeros(8, 4)}, file)
+    place.inputs(f"model.init_lora={file}", "evaluation.measures=[]")
+
+
 def never_committed(place: Place) -> None:
     path = place.parts().save(1)
     (path / MANIFEST).unlink()
@@ -202,6 +209,7 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     lambda place: place.inputs(f"model.pretrained={place.folder}", "evaluation.measures=[]"),
     lambda place: place.inputs("model.init_lora=/nowhere/lora", "evaluation.measures=[]"),
     another_models_adapter,
+    untrained_adapter,
     lambda place: overlong_note(str(place.pipeline), ("a red disc", "long " * 20, "赤い円 " * 20)),
     lambda place: cluster.connect("127.0.0.1:1"),
     no_local_ray,

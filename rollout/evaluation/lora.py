@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,12 @@ class Candidate:
     """None: the base."""
     sha256: str
     """Of the LoRA file; `base` without one."""
-    warnings: list[str] = field(default_factory=list)
 
 
 def candidates(paths: Sequence[str]) -> list[Candidate]:
     """The base and one candidate a LoRA, each named after its file, its folder or, where those are generic, its run.
 
-    Raises ValueError naming a path that holds no LoRA, is no safetensors file, or is given twice.
+    Raises ValueError naming a path that holds no LoRA, is no safetensors file, changes nothing, or is given twice.
     """
     found = [Candidate(BASE, None, BASE)]
     for text in paths:
@@ -89,7 +88,7 @@ class EvaluatedModel:
 
     @contextmanager
     def candidate(self, candidate: Candidate) -> Iterator[DiffusionPolicy]:
-        """Inside, a policy that samples this candidate. A LoRA that changes nothing is noted in its `warnings`.
+        """Inside, a policy that samples this candidate.
 
         Raises ValueError when the LoRA was made for another model, naming the layer.
         """
@@ -119,9 +118,6 @@ class EvaluatedModel:
         except Exception as error:  # diffusers' converters fail in many ways on what they do not know
             raise ValueError(f"{where}: not a LoRA that diffusers can read: {_first_line(error)}") from error
         check_layers(state, network, where, self._model.pretrained)
-        ups = [tensor for key, tensor in state.items() if _UP.search(key)]
-        if ups and not any(bool(tensor.any()) for tensor in ups):
-            candidate.warnings.append("changes nothing: every up-projection (B) is zero; was it trained?")
         try:
             self._pipeline.load_lora_weights(folder, weight_name=name)
         except (ValueError, RuntimeError) as error:
@@ -157,9 +153,15 @@ def check_layers(state: Mapping[str, Tensor], network: nn.Module, where: str, ba
 def _readable(file: Path) -> Path:
     try:
         with safe_open(file, framework="pt") as opened:
-            opened.keys()
+            ups = [key for key in opened.keys() if _UP.search(key)]  # noqa: SIM118 (no iterator of its own)
+            idle = bool(ups) and not any(bool(opened.get_tensor(key).any()) for key in ups)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"--lora {file}: not a readable safetensors file: {_first_line(error)}") from error
+    if idle:
+        raise ValueError(
+            f"--lora {file}: changes nothing: every up-projection (B) in it is zero. No update reached it when it was "
+            "trained; leave it out"
+        )
     return file
 
 

@@ -47,7 +47,7 @@ def results(
 
 def _described(candidate: Candidate) -> dict[str, Any]:
     file = None if candidate.file is None else str(candidate.file)
-    return {"lora": file, "sha256": candidate.sha256, "warnings": list(candidate.warnings)}
+    return {"lora": file, "sha256": candidate.sha256}
 
 
 def _entry(name: str, candidate: str, scores: Mapping[str, Scores], prompts: Sequence[str]) -> dict[str, Any]:
@@ -88,11 +88,9 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """Warnings, and how the pictures were sampled, as sentences."""
+    """How the pictures were sampled, and what else a reader must know, as sentences."""
     settings = found["settings"]
-    lines = [
-        f"warning: {name} {text}" for name, candidate in found["candidates"].items() for text in candidate["warnings"]
-    ]
+    lines = []
     lines.append(
         f"{len(found['prompts'])} pictures a model, {settings['sampler'].upper()} {settings['steps']} steps, guidance "
         f"{settings['guidance']:g}, eta {settings['eta']:g}, seeds from {settings['seed']}, base {settings['base']} "

@@ -7,10 +7,14 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
+from learner.results import without_effect
 from learner.summary import Summary, closing_text, read_summary, write_summary
+from rollout.evaluator import EvalResult
 from rollout.measures import Interval
 
 FIELDS = {
@@ -22,6 +26,7 @@ FIELDS = {
     "eval": {"before": {"reward": 20.5, "judge/crisp": 0.25}, "after": {"reward": 21.5, "judge/crisp": 0.75}},
     "peak_memory_bytes": {"learner": 2_000_000_000, "rollout": 1_000_000_000},
     "adapter_sha256": "ab" * 32,
+    "without_effect": None,
     "data": None,
 }
 
@@ -104,3 +109,22 @@ def test_paths_elsewhere_are_shown_whole(tmp_path: Path, monkeypatch: pytest.Mon
     places = {"grid": tmp_path / "g.png", "lora": tmp_path / "lora", "checkpoints": tmp_path / "c"}
     text = closing_text(tmp_path, Summary.model_validate(FIELDS), base_model="x", differences={}, **places)
     assert f"tensorboard --logdir {tmp_path}/tb" in text
+
+
+def test_a_run_that_changed_nothing_says_so_first(tmp_path: Path) -> None:
+    reason = "every B of its adapter is 0, no update reached it"
+    places = {"grid": tmp_path / "g.png", "lora": tmp_path / "lora", "checkpoints": tmp_path / "c"}
+    summary = Summary.model_validate({**FIELDS, "without_effect": reason})
+    text = closing_text(tmp_path, summary, base_model="x", differences={}, **places)
+    assert text.splitlines()[3] == f"WARNING: this run changed nothing: {reason}."
+
+
+def test_what_counts_as_no_change() -> None:
+    def result(level: int) -> EvalResult:
+        return EvalResult({}, {}, np.full((2, 4, 4, 3), level, dtype=np.uint8), ("a", "b"))
+
+    idle = {"layer.lora_A.weight": torch.ones(1, 2), "layer.lora_B.weight": torch.zeros(2, 1)}
+    trained = {**idle, "layer.lora_B.weight": torch.ones(2, 1)}
+    assert without_effect(idle, result(1), result(2)) == "every B of its adapter is 0, no update reached it"
+    assert without_effect(trained, result(1), result(1)) == "its 2 evaluated pictures are exactly those from before"
+    assert without_effect(trained, result(1), result(2)) is None

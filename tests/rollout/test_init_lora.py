@@ -123,6 +123,8 @@ def test_bad_files_are_refused_by_name(first_run, tmp_path):
     good = load_file(first_run[0].run.path / "lora" / FILE_NAME)
     name = next(iter(good))
     (tmp_path / "damaged.safetensors").write_bytes(b"nothing")
+    idle = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in good.items()}
+    save_file(idle, tmp_path / "idle.safetensors")
     save_file({name: good[name] * torch.nan}, tmp_path / "nan.safetensors")
     save_file({"text_encoder.q": good[name]}, tmp_path / "foreign.safetensors")
     for path, message in (
@@ -130,6 +132,7 @@ def test_bad_files_are_refused_by_name(first_run, tmp_path):
         ("damaged.safetensors", "cannot be read as safetensors"),
         ("nan.safetensors", "has non-finite values"),
         ("foreign.safetensors", "is not a tensor of a LoRA"),
+        ("idle.safetensors", r"idle\.safetensors changes nothing: every lora_B in it is zero"),
     ):
         with pytest.raises(ValueError, match=message):
             read_lora(str(tmp_path / path))

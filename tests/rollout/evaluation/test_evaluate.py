@@ -122,7 +122,6 @@ def test_results_keep_settings_beside_every_score_and_add_up(done: Path, clip: P
     rate = entry["win_rate"]
     assert rate["wins"] == sum(b > a for a, b in zip(before, after, strict=True))
     assert rate["wins"] + rate["ties"] + rate["losses"] == 4
-    assert found["candidates"]["taste-1"]["warnings"] == []
 
 
 def test_sheet_and_pages_are_written_and_need_nothing_else(done: Path) -> None:
@@ -218,17 +217,21 @@ def test_what_is_no_lora_is_refused(
     assert not (tmp_path / "out").exists(), "nothing is begun for what cannot be evaluated"
 
 
-def test_a_lora_that_changes_nothing_is_warned_of(
+def test_a_lora_that_changes_nothing_is_refused_by_its_file(
     base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Both files of an untrained run, before any picture; and one whose change no picture shows, after them."""
     exported(base, tmp_path / "untrained", 0.0)
-    given = arguments(base, prompts, tmp_path / "out", None)
-    assert main([*given, "--num-prompts", "1", "--lora", str(tmp_path / "untrained")]) == 0
-    out = capsys.readouterr().out
-    assert "warning: untrained changes nothing: every up-projection (B) is zero" in out
-    assert "warning: untrained gives exactly the base's pictures" in out
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert len(found["candidates"]["untrained"]["warnings"]) == 2
+    given = [*arguments(base, prompts, tmp_path / "out", None), "--num-prompts", "1", "--lora"]
+    for file in ("pytorch_lora_weights.safetensors", "kohya/untrained.safetensors"):
+        path = tmp_path / "untrained" / "lora" / file
+        assert f"--lora {path}: changes nothing: every up-projection" in refused(capsys, [*given, str(path)])
+    assert not (tmp_path / "out").exists()
+
+    exported(base, tmp_path / "faint", 1e-9)
+    said = refused(capsys, [*given, str(tmp_path / "faint")])
+    assert "faint/lora/pytorch_lora_weights.safetensors: changes nothing: its 1 pictures are exactly the base's" in said
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_broken_prompts_and_unknown_scorers_are_refused(
