@@ -4,9 +4,11 @@
     adapter   = parameters per rank x rank x 4 bytes; the learner also holds gradient, two Adam moments: x 16 bytes
     worker    = network + autoencoder + text encoders + adapter + preference model in float32
     evaluator = the same as a worker;  learner rank = network + 16 bytes for each adapter parameter
+    ..with a pixel term     + decoder in float32 + the activations of decoding, which its picture size fixes
+    ..on a data set         + autoencoder + text encoders, which encode the rank's own rows
 
-Activations, CUDA's own few hundred MB and the allocator's spare blocks come on top: they depend on batch and picture
-and are not estimated here. A worker's grow with rollout.workers.max_batch, a learner rank's with
+Other activations, CUDA's own few hundred MB and the allocator's spare blocks come on top: they depend on batch and
+picture and are not estimated here. A worker's grow with rollout.workers.max_batch, a learner rank's with
 learner.micro_batch_pairs, and shrink with model.gradient_checkpointing.
 """
 
@@ -14,7 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from configs.data import OnlineData
 from configs.model import ModelSection
+from configs.pixel_memory import pixel_bytes
 from configs.schema import AtelierConfig
 
 MINIATURE = "miniature"
@@ -59,8 +63,11 @@ def expected_memory(config: AtelierConfig) -> dict[str, float]:
     scorer = STEP_AWARE_VIT_H * 4 if getattr(config.rollout.scorer, "type", None) == "step_aware" else 0.0
     worker = network + (size.autoencoder + text) * width + adapter * 4 + scorer
     ranks = config.learner.ranks if config.learner.engine.zero_stage == 3 else 1
-    learner = network / ranks + adapter * 16
-    return {"rollout worker": worker * 1e6, "learner rank": learner * 1e6, "evaluator": worker * 1e6}
+    learner = network / ranks + adapter * 16 + pixel_bytes(config) / 1e6
+    if isinstance(config.data, OnlineData):
+        return {"rollout worker": worker * 1e6, "learner rank": learner * 1e6, "evaluator": worker * 1e6}
+    learner += (size.autoencoder + text) * width
+    return {"learner rank": learner * 1e6, "evaluator": worker * 1e6}
 
 
 def render_memory(config: AtelierConfig) -> str:

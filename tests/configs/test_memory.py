@@ -1,5 +1,8 @@
 """The sizes behind `--dry-run`, counted on networks of the published configuration without their weights."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -16,6 +19,7 @@ from transformers import (
 from configs import AtelierConfig, build_config, load_config
 from configs.memory import CLIP_BIG_G, CLIP_L, SIZES, STEP_AWARE_VIT_H, T5_XXL, expected_memory, render_memory
 from configs.model import LoraSection
+from configs.pixel_memory import DECODER
 from reward.step_aware import StepAwarePreferenceModel
 from rollout.policy import inject_lora
 from tests.benchmarks.published import NETWORKS
@@ -74,6 +78,38 @@ def test_a_worker_and_a_learner_by_hand():
     with_t5 = build_config({"model": {**model, "family": "sd3"}, "evaluation": {"measures": []}})
     saved = expected_memory(with_t5)["rollout worker"] - expected_memory(without)["rollout worker"]
     assert saved == pytest.approx(9.52e9, rel=1e-3)
+
+
+PIXEL_PRESETS = ("sd15_pixel_sft", "pixart_pixel_simpo", "sdxl_pixel_simpo")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "objectives.md"
+
+
+def test_a_learner_with_a_pixel_term_by_hand():
+    """SD-1.5 on captioned pictures of 512: network 859.52 x 2, adapter 0.1993 x 16 x 16, autoencoder and text encoder
+    (83.65 + 123.06) x 2, decoder 49.49 x 4, and 512^2 x (3,112 x 4 + 4 pictures x 24) = 3288 MB."""
+    memory = expected_memory(load_config("sd15_pixel_sft"))
+    assert memory.keys() == {"learner rank", "evaluator"}, "nothing rolls out"
+    assert memory["learner rank"] == pytest.approx((1719 + 51 + 413.4 + 198 + 3288.3) * 1e6, rel=1e-3)
+
+
+def test_the_decoder_has_the_stated_size():
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    assert millions(vae.decoder) + millions(vae.post_quant_conv) == pytest.approx(DECODER, rel=1e-3)
+
+
+def test_the_documented_figures_of_each_preset_are_the_formula_s():
+    rows = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \| ([\d.]+) GB \| ([\d.]+) GB \| ([\d.]+) GB \|$", DOCUMENT.read_text(), re.M
+    )
+    assert [name for name, *_ in rows] == list(PIXEL_PRESETS)
+    for name, *shown in rows:
+        sides = (512, 1024, load_config(name).model.image_size)
+        found = [expected_memory(load_config(name, [f"model.image_size={side}"]))["learner rank"] for side in sides]
+        assert [float(text) for text in shown] == [pytest.approx(value / 1e9, abs=0.051) for value in found], name
 
 
 def test_the_miniature_asks_for_nothing():

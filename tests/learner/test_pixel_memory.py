@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from configs.pixel_memory import pixel_term_bytes
 from tests.benchmarks.pixel_memory import peak_bytes
-
-BYTES_A_PIXEL = 4 * (2688 + 168 + 256)
 
 
 @pytest.mark.parametrize("side", [256, 512])
 def test_peak_follows_the_formula(side):
-    pictures = 2 * 2 * 3 * 4 * side**2  # decoded and target, of both pictures
-    assert peak_bytes(side, 2) == pytest.approx(BYTES_A_PIXEL * side**2 + pictures, rel=0.02)
+    assert peak_bytes(side, 2) == pytest.approx(pixel_term_bytes(side, 2), rel=0.02)
 
 
 def test_more_pictures_cost_only_themselves():
