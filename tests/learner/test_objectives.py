@@ -85,6 +85,41 @@ def test_sft_is_the_error():
     assert sft_loss(double(0.25))[0].item() == 0.25
 
 
+def test_pairs_are_reduced_one_by_one_before_their_mean():
+    """Margins -0.4 and 0.7 at beta 2: ln(1 + exp(-0.8)) = 0.371101 and ln(1 + exp(1.4)) = 1.620417, mean 0.995759;
+    of the mean margin it would be ln(1 + exp(0.3)) = 0.854355."""
+    loss, _ = simpo_loss(double(0.1, 0.9), double(0.5, 0.2), beta=2.0)
+    assert loss.tolist() == [pytest.approx(0.371101, abs=1e-6), pytest.approx(1.620417, abs=1e-6)]
+    assert loss.mean().item() == pytest.approx(0.995759, abs=1e-6)
+
+
+def test_dpo_of_an_indifferent_reference_is_simpo_at_half_its_beta():
+    win, lose, same = double(0.1, 0.4), double(0.3, 0.2), double(0.25, 0.25)
+    assert torch.equal(dpo_loss(win, lose, same, same, beta=6.0)[0], simpo_loss(win, lose, beta=3.0)[0])
+
+
+def test_mapo_without_its_margin_is_sft():
+    win, lose = double(0.1, 0.4), double(0.3, 0.2)
+    loss, _ = mapo_loss(win, lose, weight=1e-12, snr=0.5, num_timesteps=1)
+    torch.testing.assert_close(loss, sft_loss(win)[0], rtol=0, atol=1e-11)
+
+
+def test_ddpo_under_the_sampling_policy_is_the_policy_gradient():
+    """Ratio 1: the loss is -a and its gradient by log p is -a, so that a step is REINFORCE's."""
+    logp = double(0.3, -0.2).requires_grad_()
+    loss, metrics = ddpo_loss(logp, logp.detach(), double(1.5, -0.5), clip=1e-4, advantage_clamp=5.0)
+    loss.sum().backward()
+    assert loss.tolist() == [-1.5, 0.5] and logp.grad.tolist() == [-1.5, 0.5]
+    assert metrics["ratio/policy"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["spo", "d3po"])
+def test_descending_raises_the_winner_s_probability_and_lowers_the_loser_s(name):
+    inputs = [double(0.0, 0.03).requires_grad_() for _ in range(2)] + [double(0.0, 0.0)] * 2
+    OBJECTIVES[name](*inputs, beta=10.0, clip=0.1)[0].sum().backward()
+    assert bool((inputs[0].grad < 0).all()) and bool((inputs[1].grad > 0).all())
+
+
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_gradients_against_float64_differences(name):
     function, count, constants = CONSTANTS[name]

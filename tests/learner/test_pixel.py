@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from learner.objectives import dpo_loss, sft_loss, simpo_loss
+from learner.objectives import dpo_loss, sft_loss, simpo_loss, spo_loss
 from learner.objectives.pixel import combine, implied_x0, latents_to_decode, pixel_log_density, squared_error
 from rollout.decoder import PixelDecoder
 from rollout.transition import NoiseSchedule, transition
@@ -104,6 +104,42 @@ def test_supervised_gradients_through_the_decoder_against_differences(decoder, d
         return combine(latent, pixel, weight=8.0, latent_weight=1.0).sum()
 
     assert_gradient_by_differences(total, eps + 0.3 * noise(2, 4, 2, 2, seed=4))
+
+
+@pytest.mark.parametrize("decode", ["present", "x0"])
+@pytest.mark.parametrize("latent_weight", [0.0, 1.0], ids=["pixel only", "both"])
+def test_step_wise_gradients_through_the_decoder_against_differences(decoder, decode, latent_weight):
+    """SPO's pair: both halves leave one x_t and share one mean; ratios stay inside the clip range."""
+    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000).double(), torch.tensor([951, 901]), 50, "epsilon", 1.0)
+    t = torch.tensor([601])
+    alpha, alpha_prev = (schedule.alphas_cumprod[at].reshape(-1, 1, 1, 1) for at in (t, schedule.next_timestep(t)))
+    sigma = schedule.sigma(t).double()
+    wide = sigma.reshape(-1, 1, 1, 1)
+    x_t, ref_mean = noise(1, 4, 2, 2, seed=1), noise(1, 4, 2, 2, seed=2)
+    landed = [ref_mean + wide * noise(1, 4, 2, 2, seed=seed) for seed in (3, 4)]
+
+    def readable(latent):
+        if decode == "present":
+            return decoder.decode(latent), sigma
+        x0, factor = implied_x0(latent, x_t, alpha, alpha_prev, wide)
+        return decoder.decode(x0), sigma / factor.flatten().abs()
+
+    def densities(mean):
+        """Winner's and loser's, in the latent and in pixels."""
+        latent = [-((x - mean) ** 2).flatten(1).mean(1) / (2 * sigma**2) for x in landed]
+        pixel = [pixel_log_density(readable(x)[0], *readable(mean)) for x in landed]
+        return latent, pixel
+
+    base = densities(ref_mean)
+
+    def total(mean):
+        terms = [spo_loss(*mine, *ref, beta=10.0, clip=0.5)[0] for mine, ref in zip(densities(mean), base, strict=True)]
+        return combine(*terms, weight=0.5, latent_weight=latent_weight).sum()
+
+    start = ref_mean + 0.1 * wide * noise(1, 4, 2, 2, seed=5)
+    for mine, ref in zip(densities(start), base, strict=True):
+        assert all(0.5 < float((m - r).exp()) < 1.5 for m, r in zip(mine, ref, strict=True)), "inside the clip range"
+    assert_gradient_by_differences(total, start)
 
 
 def assert_gradient_by_differences(function, start, h=1e-5, directions=3):

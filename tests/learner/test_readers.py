@@ -111,6 +111,42 @@ def test_latent_and_pixel_terms_share_one_network_evaluation(policy, pipeline, n
     torch.testing.assert_close(found.losses.detach(), expected)
 
 
+@pytest.mark.parametrize("name", ["simpo", "dpo", "sft"])
+def test_terms_of_no_weight_leave_exactly_the_other_one(policy, pipeline, name):
+    """mu = 0 is the latent objective, latent_weight = 0 the pixel one alone; losses and gradients, bit for bit."""
+
+    def found(pixel):
+        reader = reader_of(policy, pipeline, objective(name, **({} if pixel is None else {"pixel": pixel})))
+        losses = reader.evaluate(reader.collate(final_groups(), PAIRS[:2], step=0), policy.network)
+        for _, parameter in policy.trainable_parameters():
+            parameter.grad = None
+        losses.losses.sum().backward()
+        gradients = [p.grad.clone() for _, p in policy.trainable_parameters() if p.grad is not None]
+        return losses, gradients
+
+    latent, gradients = found(None)
+    without, same = found({"weight": 0.0})
+    assert torch.equal(latent.losses, without.losses)
+    assert all(torch.equal(left, right) for left, right in zip(gradients, same, strict=True))
+    alone, own = found({"weight": 2.0, "latent_weight": 0.0})
+    both, sums = found({"weight": 2.0, "latent_weight": 1.0})
+    torch.testing.assert_close(alone.losses.detach(), 2.0 * both.metrics["loss/pixel"])
+    for summed, of_latent, of_pixel in zip(sums, gradients, own, strict=True):
+        torch.testing.assert_close(summed, of_latent + of_pixel, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["simpo", "sft"])
+def test_the_sum_is_the_mean_times_the_elements(policy, pipeline, name):
+    """256 latent elements: the squared norm of eqs. 1 to 5 with beta, and the mean with 256 beta, are one loss."""
+    sums, means = objective(name, reduction="sum"), objective(name)
+    if name == "simpo":
+        sums, means = {**sums, "beta": 0.5}, {**means, "beta": 128.0}
+    batch_of = [reader_of(policy, pipeline, chosen) for chosen in (sums, means)]
+    with torch.no_grad():
+        left, right = (r.evaluate(r.collate(final_groups(), PAIRS, 0), policy.network).losses for r in batch_of)
+    torch.testing.assert_close(left, right * (256 if name == "sft" else 1), rtol=1e-4, atol=1e-4)
+
+
 CASES = {
     "sft": (objective("sft"), "error/win"),
     "simpo": (objective("simpo"), "margin"),
