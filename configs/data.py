@@ -21,6 +21,8 @@ class OfflineData(Section):
 
     path: Path = Field(strict=False)
     """A folder of files, a .jsonl manifest, or .parquet or .tar files: one of them, a folder of them, or a pattern."""
+    split: str | None = None
+    """Of a hub data set that `path` names: its parquet files are read from there as needed, nothing is stored."""
     format: Literal["auto", "folder", "jsonl", "parquet", "webdataset"] = "auto"
     """How to read it; `auto` goes by the file names."""
     caption: str = "caption"

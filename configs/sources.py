@@ -74,6 +74,11 @@ def _objective_has_its_data(config: AtelierConfig) -> Iterator[str]:
             f"{'single captioned images' if kind == 'images' else 'pairs of finished images'}. Set data.type to "
             f"online{other}, or learner.objective.type to one of {', '.join(OFFLINE_READS[kind])}."
         )
+    if not isinstance(config.data, OnlineData) and config.data.split and config.data.format not in ("auto", "parquet"):
+        yield (
+            f"data.split = {config.data.split} with data.format = {config.data.format}: a split is read from the hub, "
+            f"where only parquet can be read a part at a time. Set data.format to parquet, or take data.split out."
+        )
     sampler = config.rollout.sampler
     if sampler != type(config.rollout)().sampler:
         yield (

@@ -28,7 +28,7 @@ from learner.datasets.rows import DataError, PairRow
 from learner.datasets.tables import Table
 
 KINDS: dict[str, type[PairData | ImageData]] = {"pairs": PairData, "images": ImageData}
-_SETTINGS = ("format", "caption", "win", "lose", "image", "unequal_shapes")
+_SETTINGS = ("split", "format", "caption", "win", "lose", "image", "unequal_shapes")
 
 
 def check(path: str | Path) -> tuple[int, list[str]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.data import ImageData, OfflineData, PairData
-from learner.datasets.files import find_files
+from learner.datasets.files import find_files, hub_files
 from learner.datasets.folder import INDEX
 from learner.datasets.images import refuse_unequal_shapes
 from learner.datasets.jsonl_table import JsonlTable
@@ -128,8 +128,10 @@ def open_table(data: OfflineData) -> Table:
     return table_of(kind, files, data)
 
 
-def form_and_files(data: OfflineData) -> tuple[str, list[Path]]:
-    """How `data.path` is read, and the files that it means (or the folder). Raises DataError."""
+def form_and_files(data: OfflineData) -> tuple[str, Sequence[str | Path]]:
+    """How `data.path` is read, and the files that it means (or the folder, or URLs). Raises DataError."""
+    if data.split is not None:
+        return "parquet", hub_files(str(data.path), data.split)
     kind = data.format if data.format != "auto" else _guess(data.path)
     if kind == "folder":
         if not data.path.is_dir():
@@ -140,14 +142,15 @@ def form_and_files(data: OfflineData) -> tuple[str, list[Path]]:
     return kind, find_files(data.path, next(suffix for suffix, of in _SUFFIXES.items() if of == kind))
 
 
-def table_of(kind: str, files: Sequence[Path], data: OfflineData) -> Table:
+def table_of(kind: str, files: Sequence[str | Path], data: OfflineData) -> Table:
     """The rows of these files. Raises DataError where one cannot be read."""
+    local = [Path(file) for file in files]
     if kind == "folder":
-        return FolderTable(files[0])
+        return FolderTable(local[0])
     if kind == "jsonl":
-        return JsonlTable(files)
+        return JsonlTable(local)
     if kind == "webdataset":
-        return TarTable(files)
+        return TarTable(local)
     table = ParquetTable(files, kept_groups=2 * data.shuffle_blocks)
     table.refuse_other_columns()
     return table

@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import fsspec
+
 from learner.datasets.rows import DataError
 
 
@@ -29,9 +31,32 @@ def find_files(path: Path, suffix: str) -> list[Path]:
     return found
 
 
-def fingerprint(files: Sequence[Path], sizes: Sequence[int]) -> str:
+def hub_files(name: str, split: str) -> list[str]:
+    """URLs of the parquet files of a hub data set's split.
+
+    name: hub id (or local directory) that `datasets` resolves to parquet files, for instance yuvalkirstain/pickapic_v1.
+
+    Raises DataError where `datasets` finds no such data set or split, or no parquet files.
+    """
+    import datasets  # a second and 100 MB, which local files do not need
+
+    try:
+        builder = datasets.load_dataset_builder(name)
+    except (OSError, ValueError) as error:  # no such data set, no network, several configurations
+        raise DataError(f"{name}: `datasets` cannot open it: {str(error).strip().splitlines()[0]}") from error
+    splits = dict(builder.config.data_files or {})
+    if split not in splits:
+        raise DataError(f"{name}: no split {split!r}; it has {', '.join(map(str, splits)) or 'no data files'}")
+    files = [str(file) for file in splits[split]]
+    if foreign := [file for file in files if not file.endswith(".parquet")]:
+        raise DataError(f"{name}: {foreign[0]} is no parquet file; only parquet can be read a row group at a time")
+    return files
+
+
+def fingerprint(files: Sequence[str | Path], sizes: Sequence[int]) -> str:
     """Names, lengths and row counts of the files; not where they lie, so that a data set may be moved."""
     digest = hashlib.sha256()
     for file, rows in zip(files, sizes, strict=True):
-        digest.update(f"{file.name}\0{file.stat().st_size}\0{rows}\n".encode())
+        system, path = fsspec.core.url_to_fs(str(file))
+        digest.update(f"{Path(file).name}\0{system.size(path)}\0{rows}\n".encode())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from configs.data import ImageData, PairData
@@ -189,9 +190,7 @@ class OfflineQueue:
                 return self._encode(position, loaded).to_bytes()
             except BadRow as error:
                 if self._data.on_bad_row == "stop":
-                    raise BadRow(
-                        error.where, f"{error.reason}; mend or remove it, or set data.on_bad_row to skip"
-                    ) from error
+                    raise with_fix(error) from error
                 self._bad.append(BadRowNote(error.where, error.reason))
                 reasons.append(error)
             chosen, future = self._examples.substitute(position, attempt), None
@@ -212,10 +211,7 @@ class OfflineQueue:
         return Loaded(example, tuple(pixels), tuple(latents))
 
     def _decode(self, data: bytes, where: str, column: str) -> Tensor:
-        try:
-            return to_pixels(decode_image(data, column), self._encoder.image_size)
-        except DataError as error:
-            raise BadRow(where, str(error)) from error
+        return to_pixels(decode_row_image(data, where, column), self._encoder.image_size)
 
     def _encode(self, position: int, loaded: Loaded) -> FinalGroup:
         example = loaded.example
@@ -250,6 +246,19 @@ class OfflineQueue:
         )
 
 
+def with_fix(error: BadRow) -> BadRow:
+    """What ends a run that does not skip bad rows."""
+    return BadRow(error.where, f"{error.reason}; mend or remove it, or set data.on_bad_row to skip")
+
+
+def decode_row_image(data: bytes, where: str, column: str) -> Image.Image:
+    """A row's picture. Raises BadRow."""
+    try:
+        return decode_image(data, column)
+    except DataError as error:
+        raise BadRow(where, str(error)) from error
+
+
 def open_offline_queue(config: AtelierConfig, books: Books, device: torch.device) -> OfflineQueue:
     """The data set of `config.data`, encoded by the configured model on `device`. Collective.
 
@@ -261,13 +270,15 @@ def open_offline_queue(config: AtelierConfig, books: Books, device: torch.device
 
 
 def check_data(config: AtelierConfig) -> Path | None:
-    """Open the data set and read its first example, before anything is started. Raises DataError."""
+    """Open the data set and decode its first example, before anything is started. Raises DataError."""
     if not isinstance(config.data, PairData | ImageData):
         return None
     examples = Examples(config.data, config.run.seed)
     try:
-        examples.example(0)
-    except BadRow:
+        example = examples.example(0)
+        for column, data in example.images:
+            decode_row_image(data, example.where, column)
+    except BadRow as error:
         if config.data.on_bad_row == "stop":
-            raise
+            raise with_fix(error) from error
     return config.data.path

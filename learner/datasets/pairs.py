@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets
-
+from learner.datasets.files import hub_files
 from learner.datasets.folder import INDEX, FolderPairs
 from learner.datasets.order import PairSource
 from learner.datasets.parquet import ParquetPairs
@@ -48,14 +47,5 @@ def stream_pairs(
 
     Raises DataError where `datasets` finds no such data set or split, or no parquet files, and for bad rows.
     """
-    try:
-        builder = datasets.load_dataset_builder(name)
-    except (OSError, ValueError) as error:  # no such data set, no network, several configurations
-        raise DataError(f"{name}: `datasets` cannot open it: {str(error).strip().splitlines()[0]}") from error
-    splits = dict(builder.config.data_files or {})
-    if split not in splits:
-        raise DataError(f"{name}: no split {split!r}; it has {', '.join(map(str, splits)) or 'no data files'}")
-    files = [str(file) for file in splits[split]][:limit_files]
-    if foreign := [file for file in files if not file.endswith(".parquet")]:
-        raise DataError(f"{name}: {foreign[0]} is no parquet file; only parquet can be read a row group at a time")
+    files = hub_files(name, split)[:limit_files]
     return ParquetPairs(files, selection, cached_groups=cached_groups)

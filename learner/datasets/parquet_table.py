@@ -57,8 +57,7 @@ class ParquetTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of local files."""
-        return fingerprint([Path(file) for file in self.files], [metadata.num_rows for metadata in self._metadata])
+        return fingerprint(self.files, [metadata.num_rows for metadata in self._metadata])
 
     def columns(self, place: int) -> tuple[str, ...]:
         """Of the file at `place`."""

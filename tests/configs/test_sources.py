@@ -60,6 +60,10 @@ REFUSALS = {
         "learner.objective.prompt_history = 16 is below rollout.sampler.num_trajectories = 17: a group's own rewards "
         "would not all be kept. Set prompt_history to 17 or more, or to 0, which normalises over each group alone."
     ),
+    ("data.type=images", "data.path=x", "learner.objective.type=sft", "data.split=train", "data.format=jsonl"): (
+        "data.split = train with data.format = jsonl: a split is read from the hub, where only parquet can be read a "
+        "part at a time. Set data.format to parquet, or take data.split out."
+    ),
     ("data.type=images", "data.path=x", "learner.objective.type=sft", "rollout.sampler.type=final_pairs"): (
         "rollout.sampler (type final_pairs) is set, and data.type = images: nothing is rolled out, so that it would "
         "have no effect. Take rollout.sampler out, or set data.type to online."

@@ -61,14 +61,14 @@ def tiny_settings(folder: Path) -> list[str]:
 class Command:
     """One running command; `marker` finds all of its processes."""
 
-    def __init__(self, settings: list[str], run_dir: Path, *more: str, **environment: str) -> None:
+    def __init__(self, settings: list[str], run_dir: Path, *more: str, cwd: Path = ROOT, **environment: str) -> None:
         self.run_dir = run_dir
         self.marker = uuid.uuid4().hex
-        given = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", MARKER: self.marker, **environment}
+        given = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", MARKER: self.marker, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "learner.main", *settings, f"run.dir={run_dir}", *more]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "learner.main", *settings, f"run.dir={run_dir}", *more],
-            cwd=ROOT, env={**os.environ, **given}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            command, cwd=cwd, env={**os.environ, **given, **environment}, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def until(self, condition: Callable[[], Any], timeout_sec: float = FINISH_SEC) -> Any:

@@ -48,3 +48,14 @@ def shards(tmp_path: Path) -> Path:
     write_parquet(folder / "a.parquet", [pick_a_pic_row(n) for n in range(7)])
     write_parquet(folder / "b.parquet", [pick_a_pic_row(n) for n in range(7, 12)])
     return folder
+
+
+def hub_layout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set of 12 rows as the hub lays it out, which `datasets` resolves by its files' names."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+    rows = [pick_a_pic_row(n) for n in range(12)]
+    for number in range(2):
+        part = rows[number * 7 : number * 7 + 7]
+        write_parquet(folder / "hub" / "data" / f"train-{number:05d}-of-00002.parquet", part)
+    write_parquet(folder / "hub" / "data" / "validation_unique-00000-of-00001.parquet", rows[:2])
+    return folder / "hub"

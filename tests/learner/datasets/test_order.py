@@ -14,7 +14,7 @@ from learner.datasets.order import Order, OrderedReader
 from learner.datasets.pairs import open_pairs, stream_pairs
 from learner.datasets.parquet import ParquetPairs
 from learner.datasets.rows import DataError, Selection
-from tests.learner.datasets.conftest import pick_a_pic_row, write_parquet
+from tests.learner.datasets.conftest import hub_layout, pick_a_pic_row
 
 
 def numbers(rows: list) -> list[int]:
@@ -65,14 +65,7 @@ def test_nothing_left_is_an_error(shards: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set as the hub lays it out, which `datasets` resolves by its files' names."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = [pick_a_pic_row(n) for n in range(12)]
-    for number in range(2):
-        part = rows[number * 7 : number * 7 + 7]
-        write_parquet(tmp_path / "hub" / "data" / f"train-{number:05d}-of-00002.parquet", part)
-    write_parquet(tmp_path / "hub" / "data" / "validation_unique-00000-of-00001.parquet", rows[:2])
-    return tmp_path / "hub"
+    return hub_layout(tmp_path, monkeypatch)
 
 
 def test_streamed_reads_as_local_files_do(hub: Path, shards: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import tarfile
 
+import fsspec
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from learner.datasets.examples import Examples
+from learner.datasets.parquet_table import ParquetTable
 from learner.datasets.rows import DataError
 from learner.datasets.tables import BadRow
 from rollout.miniature.dataset import RenderedRow, render_rows, write_rows
+from tests.learner.datasets.conftest import hub_layout
 from tests.learner.offline.sets import FORMS, data_section, write_set
 
 
@@ -100,6 +103,28 @@ def test_labelled_pairs_of_pick_a_pic_and_of_pairs_jsonl(tmp_path):
     (folder / "pairs.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     listed = Examples(data_section("pairs", folder), seed=0)
     assert listed.rows == 1 and content(listed.example(0)) == ("y", (two["win"], two["lose"]))
+
+
+def test_a_split_is_streamed_in_the_order_of_local_files(tmp_path, monkeypatch):
+    hub = hub_layout(tmp_path, monkeypatch)
+    streamed = Examples(data_section("pairs", hub, split="train"), seed=3)
+    local = Examples(data_section("pairs", hub / "data" / "train-*.parquet", format="parquet"), seed=3)
+    assert streamed.rows == 12 and streamed.fingerprint == local.fingerprint
+    assert epoch(streamed) == epoch(local) and epoch(streamed, 2) == epoch(local, 2)
+    for split, match in (("test", r"hub: no split 'test'; it has train, validation"),):
+        with pytest.raises(DataError, match=match):
+            Examples(data_section("pairs", hub, split=split), seed=0)
+
+
+def test_a_parquet_file_of_another_file_system(tmp_path):
+    memory = fsspec.filesystem("memory")
+    path = write_set(tmp_path, "images", "parquet", 4)
+    memory.pipe("/offline/rows.parquet", path.read_bytes())
+    remote, local = (ParquetTable([file], 2) for file in ("memory://offline/rows.parquet", path))
+    assert remote.fingerprint == local.fingerprint
+    columns = ["caption", "image"]
+    assert [remote.read(0, n, columns).values for n in range(4)] == [local.read(0, n, columns).values for n in range(4)]
+    assert remote.read(0, 3, columns).where == "memory://offline/rows.parquet row 3"
 
 
 def bad(data, match):
