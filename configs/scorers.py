@@ -97,9 +97,9 @@ class RemoteScorer(Section):
     url: str = Field(pattern=r"^https?://\S+$")
     """Where the server listens, for instance http://10.0.0.5:8800."""
     timeout_sec: float = Field(60.0, gt=0)
-    """An attempt without an answer for this long counts as failed."""
+    """An attempt whose answer is not complete after this long has failed, however much of it has come."""
     retries: int = Field(3, ge=0)
-    """Further attempts after a timeout, a refused connection or a server error; then the group fails."""
+    """Further attempts after a timeout, a refused or broken connection or a server error; then the group fails."""
     backoff_sec: float = Field(0.5, ge=0)
     """Pause before the first further attempt; doubles with each."""
     batch_size: int = Field(16, ge=1)

@@ -8,6 +8,8 @@ Built from transformers' BLIP parts; reads `ImageReward.pt` under its own names 
     blip.visual_encoder.blocks.N.{norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2}
     blip.text_encoder.{embeddings, encoder.layer.N.{attention, crossattention, intermediate, output}}
     mlp.layers.{0,2,4,6,7}
+    blip.{vision_proj, text_proj}   BLIP's own contrastive projections: in the file, never read by the score
+Every other name is refused, and so is a missing one.
 Sizes are read off the weights; heads are 64 wide, as in both published towers. Preprocessing: 8 bits, antialiased
 bicubic on the short side, centre crop; prompts are cut at 35 tokens, so that long ones are judged by their beginning.
 
@@ -29,23 +31,26 @@ from transformers import BertTokenizerFast, BlipTextConfig, BlipTextModel, BlipV
 from reward.frozen import FrozenScorer, check_prompt
 from reward.preprocess import published_pixels
 from reward.score_head import ScoreHead
-from reward.weights_file import load_strict, read_weights, weights_version
+from reward.weights_file import listed, load_strict, read_weights, weights_version
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score, published code
 MAX_TOKENS = 35  # published code
 HEAD_WIDTH = 64  # ViT-L: 1024 / 16; BERT-base: 768 / 12
 VIT_EPS, BERT_EPS = 1e-6, 1e-12  # BLIP's ViT; bert-base-uncased
 
-_VISION_NAMES = (
-    (r"^cls_token$", "embeddings.class_embedding"),
-    (r"^pos_embed$", "embeddings.position_embedding"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
-    (r"^blocks\.(\d+)\.norm(\d)\.", r"encoder.layers.\1.layer_norm\2."),
-    (r"^blocks\.(\d+)\.attn\.qkv\.", r"encoder.layers.\1.self_attn.qkv."),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.projection."),
-    (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
-    (r"^norm\.", "post_layernorm."),
+_UNREAD = {f"blip.{part}_proj.{kind}" for part in ("vision", "text") for kind in ("weight", "bias")}
+"""The published code's BLIP_Pretrain makes these two layers, so that its checkpoint has them; `score` uses neither."""
+_VISION_NAMES = (  # timm's, transformers'; {} is a number
+    ("cls_token", "embeddings.class_embedding"),
+    ("pos_embed", "embeddings.position_embedding"),
+    ("patch_embed.proj.", "embeddings.patch_embedding."),
+    ("blocks.{}.norm{}.", "encoder.layers.{}.layer_norm{}."),
+    ("blocks.{}.attn.qkv.", "encoder.layers.{}.self_attn.qkv."),
+    ("blocks.{}.attn.proj.", "encoder.layers.{}.self_attn.projection."),
+    ("blocks.{}.mlp.", "encoder.layers.{}.mlp."),
+    ("norm.", "post_layernorm."),
 )
+_VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp."
 
 
 class ImageReward(FrozenScorer):
@@ -57,13 +62,11 @@ class ImageReward(FrozenScorer):
         Raises FileNotFoundError where a file is missing, ValueError where it is damaged or of another model.
         """
         source, state = f"checkpoint {checkpoint}", read_weights(checkpoint)
-        vision = _vision(_below(state, "blip.visual_encoder.", source), source)
-        text = _text(_below(state, "blip.text_encoder.", source), vision.config.hidden_size, source)
-        head = ScoreHead(_below(state, "mlp.", source), source)
-        if left := [
-            name for name in state if not name.startswith(("blip.visual_encoder.", "blip.text_encoder.", "mlp."))
-        ]:
-            raise ValueError(f"{source} is not ImageReward's: unexpected {', '.join(sorted(left)[:5])}")
+        vision = _vision(_below(state, _VISION, source), source)
+        text = _text(_below(state, _TEXT, source), vision.config.hidden_size, source)
+        head = ScoreHead(_below(state, _HEAD, source), source, _HEAD)
+        if left := sorted(n for n in state if not n.startswith((_VISION, _TEXT, _HEAD)) and n not in _UNREAD):
+            raise ValueError(f"{source} is not ImageReward's: {len(left)} unexpected: {listed(left)}")
         size = int(vision.config.image_size)
         parts = nn.ModuleDict({"vision": vision, "text": text, "head": head})
         super().__init__(parts, f"imagereward-v1.0-{weights_version(checkpoint)}-{size}px-crop")
@@ -125,15 +128,17 @@ def _vision(state: dict[str, Tensor], source: str) -> Any:
         attn_implementation="eager",
     )  # fmt: skip
     model = BlipVisionModel(config)
-    load_strict(model, {_renamed(name): tensor for name, tensor in state.items()}, f"{source}, blip.visual_encoder")
+    renamed = {_renamed(name): tensor for name, tensor in state.items()}
+    load_strict(model, renamed, source, lambda name: _VISION + _renamed(name, to_file=True))
     return model
 
 
-def _renamed(name: str) -> str:
-    for pattern, replacement in _VISION_NAMES:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
+def _renamed(name: str, *, to_file: bool = False) -> str:
+    """timm's name → transformers', or the other way round; one without a counterpart stays."""
+    for pair in _VISION_NAMES:
+        old, new = reversed(pair) if to_file else pair
+        if match := re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name):
+            return new.format(*match.groups()) + name[match.end() :]
     return name
 
 
@@ -147,7 +152,7 @@ def _text(state: dict[str, Tensor], vision_width: int, source: str) -> Any:
         hidden_act="gelu", layer_norm_eps=BERT_EPS, is_decoder=True, attn_implementation="eager",
     )  # fmt: skip
     model = BlipTextModel(config, add_pooling_layer=False)
-    load_strict(model, state, f"{source}, blip.text_encoder")
+    load_strict(model, state, source, lambda name: _TEXT + name)
     return model
 
 

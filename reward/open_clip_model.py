@@ -14,20 +14,25 @@ from torch import Tensor
 from reward.preprocess import Fit, published_pixels
 from reward.weights_file import load_strict, read_weights
 
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's own archives keep among the weights; open_clip leaves them out too."""
+
 
 def load_open_clip(architecture: str, checkpoint: Path | str) -> Any:
     """open_clip's `CLIP` in float32 on the CPU, in evaluation mode.
 
     Args:
         architecture: a name that open_clip knows, or a `.json` file in the format of its `model_configs/`.
-        checkpoint: .safetensors, .bin, .pt or .pth of tensors, flat or under `state_dict`; half precision is widened.
+        checkpoint: .safetensors, .bin, .pt or .pth of tensors, flat or under `state_dict`, or OpenAI's TorchScript
+            archive (its tensors alone are read); half precision is widened.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown architecture, or a checkpoint that is damaged or of another model; lists the names.
     """
     model: Any = CLIP(**_architecture(architecture))
-    load_strict(model, read_weights(checkpoint), f"checkpoint {checkpoint} (architecture {architecture})")
+    state = {name: tensor for name, tensor in read_weights(checkpoint).items() if name not in _OPENAI_SIZES}
+    load_strict(model, state, f"checkpoint {checkpoint} (architecture {architecture})")
     return model.float().eval()
 
 

@@ -1,8 +1,9 @@
 """A scorer in another process or on another machine, over HTTP. `reward.wire` says what is sent; no proxy is used.
 
-Timeouts, refused connections and server errors are tried again, with pauses that double; an answer that is wrong (not
-JSON, of the wrong length, NaN, a 4xx status) is not. Either way a failure raises: the group stops, nothing is scored 0.
-Pictures travel at 8 bits, which the name says.
+Timeouts, refused or broken connections and server errors are tried again, with pauses that double; an answer that is
+wrong (not JSON, of the wrong length, NaN, a status other than 200 and 5xx) is not. Either way a failure raises: the
+group stops, nothing is scored 0. The timeout is that of a whole attempt: a request of `batch_size` pictures lasts at
+most (retries + 1) · timeout + all pauses, whatever the server does. Pictures travel at 8 bits, which the name says.
 
 Known taste: the remote scorer's, whose name is part of this one's.
 """
@@ -11,8 +12,6 @@ from __future__ import annotations
 
 import http.client
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -21,10 +20,12 @@ import torch
 from torch import Tensor
 
 from reward.base import Reads, check_inputs
+from reward.exchange import exchange
 from reward.wire import MAX_ANSWER_BYTES, decode_description, decode_scores, encode_request
 
 T = TypeVar("T")
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_OK, _SERVER_ERRORS = 200, 500
+_QUOTED_BYTES = 500
 
 
 class RemoteScorer:
@@ -76,14 +77,16 @@ class RemoteScorer:
         failures: list[str] = []
         for pause_sec in [*self._pauses_sec, None]:
             try:
-                return self._once(path, body)
-            except urllib.error.HTTPError as error:
-                reason = f"status {error.code}: {error.read(500).decode(errors='replace').strip()}"
-                if error.code < 500:
-                    raise ValueError(f"remote scorer {self._url}{path} refused the request, {reason}") from error
+                status, data = exchange(self._url + path, body, self._timeout_sec, MAX_ANSWER_BYTES)
+            except (OSError, http.client.HTTPException) as error:  # timeouts are OSErrors
+                failures.append(str(error) or type(error).__name__)
+            else:
+                if status == _OK:
+                    return self._within_limit(path, data)
+                reason = f"status {status}: {data[:_QUOTED_BYTES].decode(errors='replace').strip()}"
+                if status < _SERVER_ERRORS:
+                    raise ValueError(f"remote scorer {self._url}{path} refused the request, {reason}")
                 failures.append(reason)
-            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-                failures.append(str(getattr(error, "reason", error)) or type(error).__name__)
             if pause_sec is not None:
                 self._pause(pause_sec)
         raise ConnectionError(
@@ -91,11 +94,7 @@ class RemoteScorer:
             f"last: {failures[-1]}. Is `python -m reward.serve` running there?"
         )
 
-    def _once(self, path: str, body: bytes | None) -> bytes:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        request = urllib.request.Request(self._url + path, data=body, headers=headers)
-        with _DIRECT.open(request, timeout=self._timeout_sec) as answer:
-            data: bytes = answer.read(MAX_ANSWER_BYTES + 1)
+    def _within_limit(self, path: str, data: bytes) -> bytes:
         if len(data) > MAX_ANSWER_BYTES:
             raise ValueError(f"remote scorer {self._url}{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
         return data

@@ -17,8 +17,11 @@ POSITIONS = (0, 2, 4, 6, 7)
 class ScoreHead(nn.Module):
     """[B, D] → [B]; widths are read off the weights (published: D → 1024 → 128 → 64 → 16 → 1)."""
 
-    def __init__(self, state: dict[str, Tensor], source: str) -> None:
-        """Raises ValueError naming `source` where names or shapes are not those of such a head."""
+    def __init__(self, state: dict[str, Tensor], source: str, prefix: str = "") -> None:
+        """Raises ValueError naming `source` where names or shapes are not those of such a head.
+
+        `prefix`: what the names begin with in the file.
+        """
         super().__init__()
         weights = [state.get(f"layers.{position}.weight") for position in POSITIONS]
         known = [weight for weight in weights if weight is not None and weight.ndim == 2]
@@ -34,7 +37,7 @@ class ScoreHead(nn.Module):
             {str(at): nn.Linear(w.shape[1], w.shape[0]) for at, w in zip(POSITIONS, known, strict=True)}
         )
         self.width = int(known[0].shape[1])
-        load_strict(self, state, source)
+        load_strict(self, state, source, lambda name: prefix + name)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B] of features [B, D]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -13,13 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from reward.torchscript_file import is_torchscript, read_torchscript
+
 _LISTED = 20
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Name → tensor, on the CPU, from a `.safetensors` file or a weights-only `.bin`, `.pt` or `.pth`.
 
-    Training checkpoints that keep the weights under `state_dict` (open_clip's, HPS's) are read from there.
+    Training checkpoints that keep the weights under `state_dict` (open_clip's, HPS's) are read from there. Of a
+    TorchScript archive only the tensors are read; its program is not.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -33,6 +37,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} cannot be read (truncated, or not a weights file): {error}") from error
@@ -43,8 +49,12 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return state
 
 
-def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_strict(
+    module: nn.Module, state: dict[str, Tensor], source: str, told: Callable[[str], str] = lambda name: name
+) -> None:
     """Copy `state` into `module`, every tensor of it and into every parameter.
+
+    `told`: a name of the module → what the file of `source` calls it, for messages.
 
     A name that the module does not store is tolerated only where it is a buffer of equal value (older versions of
     transformers stored `position_ids`).
@@ -54,21 +64,21 @@ def load_strict(module: nn.Module, state: dict[str, Tensor], source: str) -> Non
     """
     wanted = module.state_dict()
     buffers = dict(module.named_buffers())
-    missing = sorted(wanted.keys() - state.keys())
+    missing = sorted(told(name) for name in wanted.keys() - state.keys())
     unexpected = sorted(
-        name
+        told(name)
         for name in state.keys() - wanted.keys()
         if name not in buffers or not torch.equal(state[name].to(buffers[name]), buffers[name])
     )
     shapes = [
-        f"{name} {list(state[name].shape)} for {list(tensor.shape)}"
+        f"{told(name)} {list(state[name].shape)} for {list(tensor.shape)}"
         for name, tensor in wanted.items()
         if name in state and state[name].shape != tensor.shape
     ]
     faults = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
     if any(names for _, names in faults):
-        listed = "; ".join(f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults if names)
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {listed}")
+        faulty = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults if names)
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {faulty}")
     module.load_state_dict({name: state[name] for name in wanted})
 
 
@@ -99,6 +109,7 @@ def write_weights(module: nn.Module, path: Path | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _shorten(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first twenty, and how many more."""
     rest = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -3,7 +3,8 @@
     python -m rollout.evaluate --base miniature --lora runs/quickstart/lora --prompts miniature \\
         --scorers step_aware --measures judge --out evaluations/quickstart
 
-Pictures are sampled as in the papers (DDIM, 20 steps, guidance 5, eta 1). Run again, it goes on where it stopped.
+Pictures are sampled as in the papers (DDIM, 20 steps, guidance 5, eta 1), or as `--family` has it. Run again, it goes
+on where it stopped.
 
     OUT/results.json        every figure with its interval, and every picture's scores
     OUT/evaluate.html       table and pictures side by side, one file, works offline
@@ -27,13 +28,13 @@ from reward import build_scorer
 from rollout.contact_sheet import before_after, grid
 from rollout.evaluation.ballot import blinded_pairs, voting_key, voting_page
 from rollout.evaluation.lora import BASE, Candidate, EvaluatedModel, candidates
+from rollout.evaluation.measuring import CHOICES, build_measures, parse_limits, warn_of_changes
 from rollout.evaluation.page import comparison_page
 from rollout.evaluation.pictures import PictureFolder, open_folder, write_json, write_whole
 from rollout.evaluation.report import notes, results, table
 from rollout.evaluation.scoring import check_scorers, score_pictures
 from rollout.evaluation.settings import SamplingSettings, evaluation_prompts, parse_scorer
 from rollout.families import FAMILIES
-from rollout.measures import MEASURES
 
 _SHEET_PICTURES = 16
 
@@ -63,21 +64,24 @@ def evaluate_loras(options: argparse.Namespace) -> dict[str, Any]:
     model, noise = settings.model(), settings.noise()
     prompts = evaluation_prompts(options.prompts, options.num_prompts, options.repeats)
     sections = [parse_scorer(text) for text in options.scorers]
+    limits = parse_limits(options.warn_change, options.measures)
     entrants = candidates(options.lora)
     folder = open_folder(options.out, settings.to_json(), prompts, entrants)
     scorers = [build_scorer(section, device) for section in sections]
     check_scorers(scorers)
+    measuring = build_measures(options.measures, options.embedding, options.batch_size, device)
 
     _sample(EvaluatedModel(model, noise, device), folder, entrants, options.batch_size)
 
     images = {entrant.name: folder.load(entrant) for entrant in entrants}
     _refuse_equal_pictures(entrants, images)
-    measures = [MEASURES[name]() for name in options.measures]
-    size = options.batch_size
     scores = {
-        name: score_pictures(pictures, prompts, scorers, measures, device=device, batch_size=size)
+        name: score_pictures(
+            pictures, prompts, scorers, measuring.single, measuring.sets, device=device, batch_size=options.batch_size
+        )
         for name, pictures in images.items()
     }
+    warn_of_changes(entrants, scores, limits)
     found = results(folder.settings, prompts, entrants, scores)
     _write(options, found, images)
     return found
@@ -132,16 +136,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--num-prompts", type=_positive, help="the first this many prompts (default: all)")
     add("--repeats", type=_positive, default=1, help="pictures of each prompt (GenEval: 4)")
     add("--scorers", nargs="*", default=["step_aware"], metavar="SCORER", help="type, type:key=value,.., or {type: ..}")
-    add("--measures", nargs="*", default=[], choices=sorted(MEASURES), help="measures beside the scores")
+    add("--measures", nargs="*", default=[], choices=CHOICES, help="measures beside the scores")
+    add("--embedding", default="pixels", help="what diversity compares: pixels, or a CLIP in HF's format")
+    add("--warn-change", nargs="*", default=[], metavar="TAG=LIMIT", help="appearance/saturation=10: warn beyond it")
     add("--out", type=Path, required=True, help="folder of results; begun ones are completed")
     add("--seed", type=int, default=defaults.seed, help="seed of the first picture (default: %(default)s)")
     add("--steps", type=int, default=defaults.steps, help="denoising steps (default: %(default)s, as in the papers)")
-    add("--guidance", type=float, default=defaults.guidance, help="guidance scale (default: %(default)s)")
-    add("--eta", type=float, default=defaults.eta, help="stochasticity of DDIM (default: %(default)s)")
+    add("--guidance", type=float, help="guidance scale (default: the family's; sd, sdxl: 5 as in the papers)")
+    add("--eta", type=float, help="stochasticity of DDIM (default: 1)")
+    add("--noise-level", type=float, help="stochasticity of the flow step of sd3 and flux (default: 0.7)")
     add("--negative-prompt", default=defaults.negative_prompt, help="what guidance pushes away from")
     add("--image-size", type=int, help="pixels (default: the model's own)")
     add("--dtype", default=defaults.dtype, help="of the base: auto, float32, bfloat16, float16")
     add("--family", default=defaults.family, choices=sorted(FAMILIES), help="model family (default: %(default)s)")
+    add("--config", metavar="DIR", help="of a base in one .safetensors file: its configuration and tokenizers")
+    add("--vae", metavar="DIR", help="an autoencoder in place of the base's own")
+    add("--no-t5", dest="t5", action="store_false", help="sd3 without its T5 text encoder")
     add("--batch-size", type=_positive, default=16, help="pictures sampled or scored together (default: %(default)s)")
     add("--page-prompts", type=_positive, default=64, help="pictures shown and voted on (default: %(default)s)")
     add("--blind-seed", type=int, default=0, help="seed of order and sides in the vote (default: %(default)s)")

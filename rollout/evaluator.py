@@ -10,6 +10,7 @@ measure. Appearance and diversity are reported as changes from the base (rollout
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,19 @@ class EvalResult:
     """`appearance/` and `diversity/` of these pictures."""
     drift: dict[str, float] = field(default_factory=dict)
     """The same names: change from the starting model."""
+    scorer: str = ""
+    """Full name of the scorer in use, whose mean is `reward`."""
+    seconds: float = 0.0
+    """How long it took."""
 
     def scalars(self) -> dict[str, float]:
-        """The metrics and the drift as TensorBoard tags."""
-        return {**{f"eval/{name}": value for name, value in self.metrics.items()}, **self.drift}
+        """The metrics and the drift as TensorBoard tags.
+
+        The reward in use comes twice: as `eval/reward`, the curve to look at, and under its scorer's full name, so that
+        it shares a chart with other runs that hold this scorer out.
+        """
+        named = {self.scorer: self.metrics[REWARD]} if self.scorer else {}
+        return {**{f"eval/{name}": value for name, value in {**self.metrics, **named}.items()}, **self.drift}
 
 
 def differences(before: EvalResult, after: EvalResult) -> dict[str, Interval]:
@@ -95,7 +105,7 @@ def evaluate(
             values.setdefault(name, []).extend(found)
         images.append(to_uint8(pictures))
     means = {name: math.fsum(found) / len(found) for name, found in values.items()}
-    return EvalResult(means, values, np.concatenate(images), tuple(prompts))
+    return EvalResult(means, values, np.concatenate(images), tuple(prompts), scorer=scorer.name)
 
 
 def to_uint8(pictures: Tensor) -> np.ndarray:
@@ -162,14 +172,14 @@ class Evaluator:
         return peak_memory_bytes(self._policy.device)
 
     def _evaluate(self) -> EvalResult:
-        settings = self._settings
+        settings, began = self._settings, time.monotonic()
         prompts = self._prompts * settings.pictures_per_prompt  # the first of every prompt, then the second, ...
         seeds = range(settings.seed, settings.seed + len(prompts))
         result = evaluate(
             self._policy, self._scorer, prompts, seeds, self._measures, settings.batch_size, self._held_out
         )
         found = picture_statistics(result.images, result.prompts, self._embed, settings.batch_size)
-        return replace(result, statistics=found)
+        return replace(result, statistics=found, seconds=time.monotonic() - began)
 
 
 def evaluation_prompts(settings: EvaluationSection) -> tuple[str, ...]:

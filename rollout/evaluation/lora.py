@@ -1,4 +1,5 @@
-"""LoRA files in the model that samples: checked against it, then loaded by diffusers' own `load_lora_weights`.
+"""LoRA files in the model that samples: checked against it, then loaded by diffusers' own `load_lora_weights`, or by
+peft where the pipeline has no loader (PixArt).
 
 Read is what diffusers reads: its own layout (`learner/export.py` writes it), kohya's, and those derived from them.
 """
@@ -6,19 +7,22 @@ Read is what diffusers reads: its own layout (`learner/export.py` writes it), ko
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from configs.model import ModelSection, NoiseSection
 from rollout.assets import pipeline_path
+from rollout.evaluation.peft_lora import attach, detach
 from rollout.families import FAMILIES
 from rollout.policy import DiffusionPolicy, resolve_dtype
 
@@ -39,6 +43,8 @@ class Candidate:
     """None: the base."""
     sha256: str
     """Of the LoRA file; `base` without one."""
+    warnings: list[str] = field(default_factory=list)
+    """What console and page are to say about it."""
 
 
 def candidates(paths: Sequence[str]) -> list[Candidate]:
@@ -85,6 +91,7 @@ class EvaluatedModel:
             pipeline_path(model.pretrained), dtype, network_only=False, model=model
         )
         self._pipeline: Any = self._family.pipeline
+        self._loads_loras = hasattr(self._pipeline, "load_lora_weights")
 
     @contextmanager
     def candidate(self, candidate: Candidate) -> Iterator[DiffusionPolicy]:
@@ -95,11 +102,11 @@ class EvaluatedModel:
         if candidate.file is None:
             yield self._policy()
             return
-        self._load(candidate)
+        self._load(candidate, candidate.file)
         try:
             yield self._policy()
         finally:
-            self._pipeline.unload_lora_weights()
+            self._unload()
 
     def _policy(self) -> DiffusionPolicy:
         shape = self._family.latent_shape(self._model.image_size)
@@ -107,24 +114,51 @@ class EvaluatedModel:
         self._family.to(self._device)
         return DiffusionPolicy(self._family, schedule.to(self._device), self._noise, shape)
 
-    def _load(self, candidate: Candidate) -> None:
-        assert candidate.file is not None
-        network, where = self._family.network, f"LoRA {candidate.file}"
-        folder, name = str(candidate.file.parent), candidate.file.name
-        extra = {"unet_config": network.config} if hasattr(self._pipeline, "unet") else {}
+    def _load(self, candidate: Candidate, file: Path) -> None:
+        where = f"LoRA {file}"
+        state = self._read(file, where)
+        check_layers(state, self._family.network, where, self._model.pretrained)
         try:
-            found = self._pipeline.lora_state_dict(folder, weight_name=name, **extra)
-            state = found[0] if isinstance(found, tuple) else found
-        except Exception as error:  # diffusers' converters fail in many ways on what they do not know
-            raise ValueError(f"{where}: not a LoRA that diffusers can read: {_first_line(error)}") from error
-        check_layers(state, network, where, self._model.pretrained)
-        try:
-            self._pipeline.load_lora_weights(folder, weight_name=name)
+            if self._loads_loras:
+                with _without_remarks():
+                    self._pipeline.load_lora_weights(str(file.parent), weight_name=file.name)
+            else:
+                attach(self._family.network, state, self._family.network_part)
         except (ValueError, RuntimeError) as error:
-            self._pipeline.unload_lora_weights()
+            self._unload()
             raise ValueError(
                 f"{where} does not fit {self._model.pretrained}: {_first_line(error)}. Give the base it was made for"
             ) from error
+
+    def _read(self, file: Path, where: str) -> dict[str, Tensor]:
+        """The LoRA under diffusers' names. Raises ValueError where diffusers' converters know no such file."""
+        if not self._loads_loras:
+            return load_file(file)
+        network = self._family.network
+        extra = {"unet_config": network.config} if hasattr(self._pipeline, "unet") else {}
+        try:
+            found = self._pipeline.lora_state_dict(str(file.parent), weight_name=file.name, **extra)
+        except Exception as error:  # diffusers' converters fail in many ways on what they do not know
+            raise ValueError(f"{where}: not a LoRA that diffusers can read: {_first_line(error)}") from error
+        return found[0] if isinstance(found, tuple) else found
+
+    def _unload(self) -> None:
+        if self._loads_loras:
+            self._pipeline.unload_lora_weights()
+        else:
+            detach(self._family.network)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """diffusers remarks on every text encoder that a LoRA leaves alone."""
+    remarks = logging.getLogger("diffusers.loaders.lora_base")
+    level = remarks.level
+    remarks.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        remarks.setLevel(level)
 
 
 def check_layers(state: Mapping[str, Tensor], network: nn.Module, where: str, base: str) -> None:

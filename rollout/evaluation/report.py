@@ -13,6 +13,8 @@ from rollout.evaluation.statistics import bootstrap_difference, bootstrap_mean, 
 from rollout.measures import Interval
 
 FORMAT = 1
+_UNKNOWN = "unknown"
+_SAMPLERS = {"ddim": "DDIM", "flow_sde": "stochastic flow steps"}
 
 
 def results(
@@ -24,8 +26,9 @@ def results(
     """The contents of results.json.
 
     `metrics[name][candidate]`: `mean` {mean, low, high, n}, and for each LoRA `difference` from the base (paired); of
-    scorers, where higher is better, also `win_rate`. `kind` says `score` or `measure`. The sampling settings are in
-    every metric's entry, so that a figure copied out of the file keeps them. Infinite bounds are null.
+    scorers, where higher is better, also `win_rate`. `kind` says `score`, `measure`, or `set` for a statistic of all
+    pictures together, which has no interval. The sampling settings are in every metric's entry, so that a figure copied
+    out of the file keeps them. Infinite and absent bounds are null.
     """
     return {
         "format": FORMAT,
@@ -35,11 +38,11 @@ def results(
         "candidates": {c.name: _described(c) for c in candidates},
         "metrics": {
             name: {
-                "kind": "score" if name in scores[BASE].rewards else "measure",
+                "kind": _kind(name, scores[BASE]),
                 "settings": dict(settings),
                 "candidates": {c.name: _entry(name, c.name, scores, prompts) for c in candidates},
             }
-            for name in scores[BASE].all()
+            for name in (*scores[BASE].all(), *scores[BASE].sets)
         },
         "per_picture": {c.name: scores[c.name].all() for c in candidates},
     }
@@ -47,10 +50,20 @@ def results(
 
 def _described(candidate: Candidate) -> dict[str, Any]:
     file = None if candidate.file is None else str(candidate.file)
-    return {"lora": file, "sha256": candidate.sha256}
+    return {"lora": file, "sha256": candidate.sha256, "warnings": list(candidate.warnings)}
+
+
+def _kind(name: str, scores: Scores) -> str:
+    if name in scores.rewards:
+        return "score"
+    return "set" if name in scores.sets else "measure"
 
 
 def _entry(name: str, candidate: str, scores: Mapping[str, Scores], prompts: Sequence[str]) -> dict[str, Any]:
+    if name in scores[BASE].sets:
+        value, start = scores[candidate].sets[name], scores[BASE].sets[name]
+        of_set: dict[str, Any] = {"mean": _without_interval(value, len(prompts))}
+        return of_set if candidate == BASE else {**of_set, "difference": _without_interval(value - start, len(prompts))}
     values, base = scores[candidate].all()[name], scores[BASE].all()[name]
     entry: dict[str, Any] = {"mean": _plain(bootstrap_mean(values, prompts))}
     if candidate != BASE:
@@ -63,6 +76,10 @@ def _entry(name: str, candidate: str, scores: Mapping[str, Scores], prompts: Seq
 
 def _plain(interval: Interval) -> dict[str, Any]:
     return {key: value if math.isfinite(value) else None for key, value in asdict(interval).items()}
+
+
+def _without_interval(value: float, count: int) -> dict[str, Any]:
+    return {"mean": value, "low": None, "high": None, "n": count}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -81,19 +98,25 @@ def table(found: Mapping[str, Any]) -> str:
     for name, metric in found["metrics"].items():
         for candidate, entry in metric["candidates"].items():
             label = name if candidate == BASE else ""
-            rows.append((label, candidate, *_cells(entry["mean"]), *_change(entry), *_wins(entry)))
+            cells: tuple[str, ...] = (*_cells(entry["mean"]), *_change(entry), *_wins(entry))
+            if metric["kind"] == "set":
+                cells = tuple("" if cell == _UNKNOWN else cell for cell in cells)
+            rows.append((label, candidate, *cells))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """How the pictures were sampled, and what else a reader must know, as sentences."""
+    """Warnings, and how the pictures were sampled, as sentences."""
     settings = found["settings"]
-    lines = []
+    lines = [
+        f"warning: {name} {text}" for name, candidate in found["candidates"].items() for text in candidate["warnings"]
+    ]
+    random = f"eta {settings['eta']:g}" if "eta" in settings else f"noise level {settings['noise_level']:g}"
     lines.append(
-        f"{len(found['prompts'])} pictures a model, {settings['sampler'].upper()} {settings['steps']} steps, guidance "
-        f"{settings['guidance']:g}, eta {settings['eta']:g}, seeds from {settings['seed']}, base {settings['base']} "
+        f"{len(found['prompts'])} pictures a model, {_SAMPLERS[settings['sampler']]}, {settings['steps']} steps, "
+        f"guidance {settings['guidance']:g}, {random}, seeds from {settings['seed']}, base {settings['base']} "
         f"({settings['base_fingerprint']})"
     )
     return lines
@@ -101,7 +124,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
 
 def _cells(interval: Mapping[str, Any], sign: str = "") -> tuple[str, str]:
     low, high = interval["low"], interval["high"]
-    bounds = "unknown" if low is None else f"{low:{sign}.4g} .. {high:{sign}.4g}"
+    bounds = _UNKNOWN if low is None else f"{low:{sign}.4g} .. {high:{sign}.4g}"
     return f"{interval['mean']:{sign}.4g}", bounds
 
 

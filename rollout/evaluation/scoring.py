@@ -6,8 +6,8 @@ was not, and anybody can repeat them from the files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,9 +25,16 @@ class Scores:
     """Scorer name -> scores; higher is better."""
     measures: dict[str, list[float]]
     """Measure -> values; no direction is better by itself."""
+    sets: dict[str, float] = field(default_factory=dict)
+    """Statistic of all pictures together -> its value."""
 
     def all(self) -> dict[str, list[float]]:
+        """What has one value a picture."""
         return {**self.rewards, **self.measures}
+
+
+SetStatistics = Callable[[np.ndarray, Sequence[str]], dict[str, float]]
+"""Pictures uint8 [N, h, w, 3] and their prompts -> statistics of all of them together."""
 
 
 def check_scorers(scorers: Sequence[Scorer]) -> None:
@@ -46,6 +53,7 @@ def score_pictures(
     prompts: Sequence[str],
     scorers: Sequence[Scorer],
     measures: Sequence[Measure],
+    sets: Sequence[SetStatistics] = (),
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 16,
@@ -64,6 +72,8 @@ def score_pictures(
         for measure in measures:
             for name, values in measure(pixels, texts).items():
                 _extend(found.measures, name, values, texts)
+    for statistics in sets:
+        found.sets.update(statistics(images, prompts))
     return found
 
 

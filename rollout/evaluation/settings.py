@@ -12,12 +12,15 @@ from typing import Any
 import yaml
 
 from configs.load import build_config
-from configs.model import ModelSection, NoiseSection
+from configs.model import FLOW_FAMILIES, ModelSection, NoiseSection
 from configs.yaml_io import parse, problem
 from rollout.assets import MINIATURE, pipeline_path
 from rollout.prompts import load_prompts
 
 _EDGE_BYTES = 64 * 1024
+_ETA, _NOISE_LEVEL = 1.0, 0.7
+GUIDANCE = {"sd": 5.0, "sdxl": 5.0, "pixart": 4.5, "sd3": 4.5, "flux": 3.5}
+"""Family -> guidance scale, as in the presets, which name the sources."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,35 @@ class SamplingSettings:
     """Seed of the first picture's noise; picture n uses seed + n."""
     steps: int = 20
     """Papers: 20."""
-    guidance: float = 5.0
-    """Papers: 5."""
-    eta: float = 1.0
-    """Papers: 1."""
+    guidance: float | None = None
+    """Unset: the family's (papers, sd and sdxl: 5)."""
+    eta: float | None = None
+    """Of DDIM. Unset: 1 (papers)."""
+    noise_level: float | None = None
+    """Of a flow-matching step (SD3, FLUX). Unset: 0.7 (Flow-GRPO)."""
     negative_prompt: str = ""
     dtype: str = "auto"
     image_size: int | None = None
+    config: str | None = None
+    vae: str | None = None
+    t5: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a setting that the family's step does not have."""
+        unread, reads = ("eta", "noise_level") if self.flow else ("noise_level", "eta")
+        if getattr(self, unread) is not None:
+            raise ValueError(
+                f"--{unread.replace('_', '-')} {getattr(self, unread):g}: family {self.family} does not read it; how "
+                f"random its steps are is --{reads.replace('_', '-')}"
+            )
+        for name, value in (("guidance", GUIDANCE[self.family]), (reads, _NOISE_LEVEL if self.flow else _ETA)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    @property
+    def flow(self) -> bool:
+        """Whether the family takes flow-matching steps."""
+        return self.family in FLOW_FAMILIES
 
     def model(self) -> ModelSection:
         """The base as a configuration section. Raises ConfigError naming the field."""
@@ -48,18 +73,27 @@ class SamplingSettings:
         return self._config().noise
 
     def to_json(self) -> dict[str, Any]:
-        """With the sampler's name, and the base's fingerprint, so that an exchanged base is noticed."""
-        sampler = "flow_sde" if self.family in ("sd3", "flux") else "ddim"
-        return {**asdict(self), "sampler": sampler, "base_fingerprint": fingerprint(pipeline_path(self.base))}
+        """With the sampler's name, and the base's fingerprint, so that an exchanged base is noticed.
+
+        Left out is what the family does not read, and, so that folders begun earlier go on, what is as it always was.
+        """
+        stored = asdict(self)
+        del stored["eta" if self.flow else "noise_level"]
+        for name, usual in (("config", None), ("vae", None), ("t5", True)):
+            if stored[name] == usual:
+                del stored[name]
+        sampler = "flow_sde" if self.flow else "ddim"
+        return {**stored, "sampler": sampler, "base_fingerprint": fingerprint(pipeline_path(self.base))}
 
     def _config(self) -> Any:
-        model = {"family": self.family, "pretrained": self.base, "dtype": self.dtype, "image_size": self.image_size}
+        model = {name: getattr(self, name) for name in ("family", "dtype", "image_size", "config", "vae", "t5")}
         noise = {
             "num_steps": self.steps,
-            "eta": self.eta,
             "guidance_scale": self.guidance,
             "negative_prompt": self.negative_prompt,
+            **({"flow_noise_level": self.noise_level} if self.flow else {"eta": self.eta}),
         }
+        model["pretrained"] = self.base
         return build_config({"model": model, "noise": noise}, source="evaluation settings")
 
 

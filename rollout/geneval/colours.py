@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from reward.open_clip_model import image_size, load_open_clip
 from rollout.geneval.rules import COLOURS, Detection
 
 BACKGROUND = (0x99, 0x99, 0x99)
 TEMPLATES = ("a photo of a {c} {label}", "a photo of a {c}-colored {label}", "a photo of a {c} object")
-ARCHITECTURE = "ViT-L-14"
+ARCHITECTURE = "ViT-L-14-quickgelu"
+"""OpenAI's weights were trained with QuickGELU."""
 
 
 class ColourClassifier:
@@ -31,21 +33,23 @@ class ColourClassifier:
         self._by_label: dict[str, Tensor] = {}
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, device: torch.device | str = "cpu") -> ColourClassifier:
-        """OpenAI's ViT-L/14 as a weights file, or a folder with open_clip_config.json.
+    def from_pretrained(
+        cls, path: Path | str, device: torch.device | str = "cpu", architecture: str = ARCHITECTURE
+    ) -> ColourClassifier:
+        """A weights file of `architecture` (OpenAI's ViT-L-14.pt too), or a folder with open_clip_config.json.
 
-        Raises ValueError for anything else.
+        Raises ValueError for anything else, naming what does not fit.
         """
         place = Path(path)
-        if place.is_dir() and (place / "open_clip_config.json").is_file():
-            source, options = f"local-dir:{place}", {}
-        elif place.is_file():
-            # OpenAI's weights were trained with QuickGELU; open_clip knows it only from the tag `openai`.
-            source, options = ARCHITECTURE, {"pretrained": str(place), "force_quick_gelu": True}
-        else:
+        if place.is_file():
+            model = load_open_clip(architecture, place).to(device)
+            preprocess = open_clip.image_transform(image_size(model), is_train=False)  # OpenAI's mean and deviation
+            return cls(model, preprocess, open_clip.SimpleTokenizer(), f"open_clip-{place.stem}")
+        if not (place / "open_clip_config.json").is_file():
             raise ValueError(f"--clip {path}: neither a weights file nor a folder with open_clip_config.json")
+        source = f"local-dir:{place}"
         try:
-            model, _, preprocess = open_clip.create_model_and_transforms(source, device=device, **options)
+            model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
         except (RuntimeError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(f"--clip {path}: not weights of {source}: {reason}") from error

@@ -34,7 +34,7 @@ from reward.preprocess import published_pixels
 from tests.benchmarks.sized import write_vit_h_clip
 from tests.benchmarks.throughput import peak_gib, synchronize
 from tests.reward import published
-from tests.reward.conftest import write_clip
+from tests.tiny_clip import write_clip
 
 PUBLISHED_BLIP = published.BlipSize(
     image=224, patch=16, vision=1024, vision_depth=24, text=768, text_depth=12, inner=3072, vocabulary=30524,

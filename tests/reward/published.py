@@ -124,6 +124,8 @@ def write_imagereward(folder: Path, size: BlipSize = BlipSize()) -> tuple[Path, 
             state[f"{prefix}.{name}.bias"] = torch.randn(width) / 4
         state[f"{prefix}.output.LayerNorm.weight"] = torch.rand(width) + 0.5
         state[f"{prefix}.output.LayerNorm.bias"] = torch.randn(width) / 4
+    for part, inner in (("vision", size.vision), ("text", width)):  # of BLIP's pretraining, left in the file
+        state |= {f"blip.{part}_proj.weight": torch.randn(256, inner), f"blip.{part}_proj.bias": torch.randn(256)}
     state |= {f"mlp.{name}": tensor for name, tensor in head_state(width, size.head).items()}
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / "ImageReward.pt")

@@ -14,7 +14,7 @@ from reward import build_scorer
 from reward.base import Scorer
 from reward.score_head import ScoreHead
 from tests.reward import published
-from tests.reward.conftest import write_clip
+from tests.tiny_clip import write_clip
 
 ONE = torch.zeros(1, dtype=torch.int64)
 
@@ -93,7 +93,24 @@ def test_of_another_model(
         ),
         (lambda s: s.pop("blip.visual_encoder.patch_embed.proj.weight"), "patch_embed.proj.weight is missing"),
         (lambda s: s.pop("mlp.layers.4.weight"), r"is not a score head: layers.\{0,2,4,6,7\}.weight are wanted"),
-        (lambda s: s.update({"itm_head.weight": torch.zeros(1)}), "unexpected itm_head.weight"),
+        (
+            lambda s: s.update({"itm_head.weight": torch.zeros(1)}),
+            "is not ImageReward's: 1 unexpected: itm_head.weight",
+        ),
+        (
+            lambda s: s.update({f"blip.text_decoder.{n}": torch.zeros(1) for n in "ab"}),
+            "2 unexpected: blip.text_decoder.a, blip.text_decoder.b",
+        ),
+        (
+            lambda s: s.update({"blip.text_encoder.pooler.dense.weight": torch.zeros(1)}),
+            "1 unexpected: blip.text_encoder.pooler.dense.weight$",
+        ),
+        (lambda s: s.update({"mlp.layers.9.bias": torch.zeros(1)}), "1 unexpected: mlp.layers.9.bias$"),
+        (
+            lambda s: s.pop("blip.visual_encoder.blocks.1.attn.qkv.bias"),
+            "1 missing: blip.visual_encoder.blocks.1.attn.qkv.bias$",
+        ),
+        (lambda s: s.pop("blip.visual_encoder.norm.bias"), "1 missing: blip.visual_encoder.norm.bias$"),
     ],
 )
 def test_imagereward_with_another_set_of_names(

@@ -21,8 +21,8 @@ from reward.preprocess import CLIP_MEAN, CLIP_STD, published_pixels
 from reward.score_head import ScoreHead
 from reward.weights_file import read_weights
 from tests.reward import published
-from tests.reward.conftest import write_clip
 from tests.tiny import MAX_TOKENS, tiny_tokenizer
+from tests.tiny_clip import write_clip
 
 PROMPTS = ["a red cube", "a dog and blue cubes", "red " * 90]
 REAL_HEAD = Path(__file__).parents[3] / "shared" / "data" / "sac+logos+ava1-l14-linearMSE.pth"

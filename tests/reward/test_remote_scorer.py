@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from reward import build_scorer
 from reward.frozen import check_scores
 from reward.remote import RemoteScorer
 from reward.serve import create_server, main, parse_scorer
-from reward.wire import decode_request, decode_scores, encode_request
+from reward.wire import MAX_ANSWER_BYTES, decode_request, decode_scores, encode_request
 from tests.reward.test_composed_scorers import HERE, Channel
 
 ROOT = Path(__file__).parents[2]
@@ -78,12 +78,18 @@ def test_the_server_says_what_is_wrong() -> None:
         create_server(Channel(0, reads="latent"))
 
 
+DRIP = "drip"
+CUT = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"scores"'
+Answer = tuple[int, bytes] | bytes | str | None
+
+
 class Scripted(ThreadingHTTPServer):
-    """Answers GET with a name; POST with the next of `answers` (status, body), or not at all where it is None."""
+    """Answers GET with a name; POST with the next of `answers`: a status and a body, not at all where it is None, or a
+    text sent as it is where it is bytes; for DRIP byte by byte and without an end, for CUT by half."""
 
     daemon_threads = True
 
-    def __init__(self, answers: list[tuple[int, bytes] | None], description: bytes | None = None) -> None:
+    def __init__(self, answers: list[Answer], description: bytes | None = None) -> None:
         self.asked, self.release = 0, threading.Event()
         server = self
 
@@ -97,8 +103,19 @@ class Scripted(ThreadingHTTPServer):
                 server.asked += 1
                 if answer is None:
                     server.release.wait(60)
+                elif answer == DRIP:
+                    self.drip()
+                elif isinstance(answer, bytes):
+                    self.wfile.write(answer)
                 else:
                     self.reply(*answer)
+
+            def drip(self) -> None:
+                """Never silent for long, and never done."""
+                with suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                    while not server.release.wait(0.02):
+                        self.wfile.write(b" ")
 
             def reply(self, status: int, body: bytes) -> None:
                 self.send_response(status)
@@ -117,7 +134,7 @@ def scores(*values: float) -> tuple[int, bytes]:
 
 
 def ask(
-    answers: list[tuple[int, bytes] | None], *, first_timeout_sec: float | None = None, **settings: Any
+    answers: list[Answer], *, first_timeout_sec: float | None = None, **settings: Any
 ) -> tuple[Any, int, list[float]]:
     """Scores two pictures; returns scores or error, the number of requests, the pauses made.
 
@@ -141,12 +158,32 @@ def ask(
 def test_server_errors_and_timeouts_are_tried_again() -> None:
     assert ask([(503, b"busy"), (500, b"busy"), scores(1, 2)]) == ([1.0, 2.0], 3, [0.5, 1.0])
     assert ask([None, scores(1, 2)], first_timeout_sec=0.2, backoff_sec=0.25) == ([1.0, 2.0], 2, [0.25])
+    assert ask([CUT, b"220 mail\r\n", scores(1, 2)]) == ([1.0, 2.0], 3, [0.5, 1.0])
+
+
+def test_a_server_that_drips_is_too_slow_as_a_whole() -> None:
+    """No operation on the socket is ever late; the request is."""
+    assert ask([DRIP, scores(1, 2)], first_timeout_sec=0.3) == ([1.0, 2.0], 2, [0.5])
+    server = Scripted([DRIP])
+    with serving(server) as url:
+        remote = RemoteScorer(url, retries=0)
+        remote._timeout_sec = 0.3
+        with pytest.raises(ConnectionError, match=r"failed 1 times .*no complete answer within 0\.3 s"):
+            remote.score(IMAGES[:1], ["a"], CALL[2][:1])
+        for thread in [thread for thread in threading.enumerate() if thread.name.startswith("ask ")]:
+            thread.join(60)
+            assert not thread.is_alive(), "none is left to read for ever"
+        server.release.set()
 
 
 def test_a_server_that_stays_slow_or_broken_fails_the_group() -> None:
     error, asked, pauses = ask([None], first_timeout_sec=0.2, retries=0)
     assert isinstance(error, ConnectionError) and asked == 1 and pauses == []
-    assert "failed 1 times (timeout 0.2 s), last: timed out" in str(error) and "http://127.0.0.1:" in str(error)
+    assert (
+        "failed 1 times (timeout 0.2 s), last: " in str(error)
+        and "0.2 s" in str(error)
+        and "http://127.0.0.1:" in str(error)
+    )
     error, asked, _ = ask([(500, b"no memory")], retries=2)
     assert isinstance(error, ConnectionError) and asked == 3 and "status 500: no memory" in str(error)
 
@@ -167,6 +204,8 @@ def test_a_server_that_stays_slow_or_broken_fails_the_group() -> None:
         ((200, b"\xff\xfe"), "not JSON"),
         ((200, b""), "not JSON"),
         ((400, b"images[0] is not base64"), r"refused the request, status 400: images\[0\]"),
+        ((302, b"elsewhere"), "refused the request, status 302"),
+        ((200, b" " * (MAX_ANSWER_BYTES + 1)), "the answer is longer than"),
     ],
 )
 def test_nonsense_is_refused_at_once(answer: tuple[int, bytes], message: str) -> None:

@@ -1,14 +1,30 @@
-"""One Ray cluster for every test of the rollout side that needs one, with token authentication."""
+"""What the tests of the rollout side share: a tiny pipeline, a tiny CLIP, one Ray cluster with token authentication."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 from ray._private.authentication_test_utils import reset_auth_token_state
+
+from tests.tiny import tiny_pipeline
+from tests.tiny_clip import write_clip
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of random weights in Stable Diffusion's layout."""
+    return tiny_pipeline(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of random weights: the start of a step-aware model."""
+    return write_clip(tmp_path_factory.mktemp("clip"), "small")
 
 
 def start_ray(attempts: int) -> None:

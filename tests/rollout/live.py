@@ -20,8 +20,8 @@ from rollout.records import PreferenceGroup
 from rollout.replay_actor import QueueClient, create_queue
 from rollout.weights import AdapterVersion
 from rollout.weights_actor import MailboxClient, create_mailbox
-from tests.reward.conftest import write_clip
 from tests.tiny import tiny_pipeline
+from tests.tiny_clip import write_clip
 
 TIMEOUT_SEC = 240.0
 

@@ -10,7 +10,6 @@ import pytest
 import ray
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
 from configs import AtelierConfig
 from configs.learner import EvaluationSection
@@ -33,32 +32,10 @@ from rollout.evaluator import (
 from rollout.policy import DiffusionPolicy, load_policy
 from rollout.sampling import sample_images
 from tests.fakes import RedScorer
-from tests.tiny import MAX_TOKENS, tiny_pipeline, tiny_tokenizer
 
 PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots", "a line"]
 SEEDS = [20, 21, 22, 23, 24]
 NOISE = NoiseSection(num_steps=3)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of random weights: the start of a step-aware model."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = tiny_tokenizer(folder)
-    shared = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64}
-    text = {**shared, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
-    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    vision = {**shared, "image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config={**text, **tokens}, vision_config=vision, projection_dim=16)).save_pretrained(
-        folder
-    )
-    return folder
 
 
 @pytest.fixture
@@ -99,7 +76,8 @@ def test_pictures_scores_and_measures_are_those_of_plain_sampling(policy: Diffus
     assert result.per_picture["mean"] == pytest.approx(images.mean(dim=(1, 2, 3)).tolist())
     assert set(result.metrics) == set(result.per_picture) == {"reward", "bright", "mean"}
     assert result.metrics["mean"] == pytest.approx(sum(result.per_picture["mean"]) / 5)
-    assert result.scalars()["eval/reward"] == result.metrics["reward"]
+    assert result.scalars()["eval/reward"] == result.scalars()["eval/red-1"] == result.metrics["reward"]
+    assert result.scorer == "red-1" and "red-1" not in result.metrics
     assert result.prompts == tuple(PROMPTS)
 
 
@@ -150,6 +128,7 @@ def test_held_out_scorers_and_statistics_of_the_same_pictures(config: AtelierCon
     before, after = evaluator.evaluate(None), evaluator.evaluate(serialise_adapter(state))
     assert after.prompts == tuple(PROMPTS[:4] * 2) and len(after.images) == 8
     names = list(after.metrics)
+    assert after.scorer.startswith("step_aware-") and f"eval/{after.scorer}" in after.scalars() and after.seconds > 0
     assert names[0] == "reward" and names[1].startswith("clip_score-") and names[2] == "red-1"
     red = torch.from_numpy(after.images[..., 0]).float().mean(dim=(1, 2)) / 127.5 - 1
     assert after.per_picture["red-1"] == pytest.approx((2 * red).tolist(), abs=0.05)

@@ -13,7 +13,8 @@ function element(tag, properties = {}, ...children) {
 const number = (value, sign) => (sign && value > 0 ? "+" : "") + Number(value.toPrecision(4));
 const percent = (value) => (100 * value).toFixed(1) + " %";
 
-function span(interval, show) {
+function span(interval, show, kind) {
+  if (kind === "set") return String(show(interval.mean)); // of all pictures together: no interval
   const bounds = interval.low === null ? "unknown" : `${show(interval.low)} … ${show(interval.high)}`;
   return `${show(interval.mean)}  (${bounds})`;
 }
@@ -33,8 +34,8 @@ function showFigures() {
       }
       row.append(
         element("td", { textContent: candidate }),
-        element("td", { textContent: span(entry.mean, number) }),
-        element("td", { textContent: entry.difference ? span(entry.difference, (v) => number(v, true)) : "" }),
+        element("td", { textContent: span(entry.mean, number, metric.kind) }),
+        element("td", { textContent: entry.difference ? span(entry.difference, (v) => number(v, true), metric.kind) : "" }),
         element("td", { textContent: entry.win_rate ? span(entry.win_rate.interval, percent) : "" }),
       );
       body.append(row);

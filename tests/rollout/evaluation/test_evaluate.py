@@ -12,25 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from configs import AtelierConfig
-from configs.model import LoraSection, ModelSection, NoiseSection
-from configs.schema import RunSection
-from learner.export import export_lora
+from configs.model import LoraSection, ModelSection
 from reward.step_aware_scorer import StepAwareScorer
 from rollout.evaluate import main
 from rollout.evaluator import to_uint8
-from rollout.policy import DiffusionPolicy, load_policy
+from rollout.policy import DiffusionPolicy
 from rollout.sampling import sample_images
-from tests.rollout.test_evaluator import clip  # noqa: F401
-from tests.tiny import tiny_pipeline
+from tests.rollout.evaluation.exported import exported_policy, stored
 
 PROMPTS = ["a red dot", "a blue dot", "two dots", "no dots </script><b>"]
-LORA = LoraSection(rank=3, alpha=6.0, target_modules=["to_q", "to_v", "conv1"])
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipeline(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +30,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def exported(base: Path, run: Path, strength: float) -> DiffusionPolicy:
-    """Write run/lora; the policy that it was exported from."""
-    model = ModelSection(pretrained=str(base), lora=LORA)
-    config = AtelierConfig(run=RunSection(name=run.name, dir=run), model=model)
-    policy = load_policy(model, NoiseSection(num_steps=3), "cpu", seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in policy.trainable_parameters():
-            if "lora_B" in name:
-                parameter.copy_(strength * torch.randn(parameter.shape, generator=generator))
-    export_lora(policy.adapter_state(), config, steps=1, before={}, after={})
-    return policy
+def model(base: Path) -> ModelSection:
+    lora = LoraSection(rank=3, alpha=6.0, target_modules=["to_q", "to_v", "conv1"])
+    return ModelSection(pretrained=str(base), lora=lora)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +42,7 @@ def run_dir(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(base: Path, run_dir: Path) -> DiffusionPolicy:
-    return exported(base, run_dir, 0.3)
+    return exported_policy(model(base), run_dir, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +51,7 @@ def done(
     prompts: Path,
     policy: DiffusionPolicy,
     run_dir: Path,
-    clip: Path,  # noqa: F811
+    clip: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     out = tmp_path_factory.mktemp("out") / "evaluation"
@@ -78,16 +59,12 @@ def done(
     return out
 
 
-def arguments(base: Path, prompts: Path, out: Path, clip: Path | None) -> list[str]:  # noqa: F811
+def arguments(base: Path, prompts: Path, out: Path, clip: Path | None) -> list[str]:
     scorers = [f"step_aware:clip={clip}"] if clip else []
     return [
         *("--base", str(base), "--prompts", str(prompts), "--out", str(out), "--steps", "3", "--seed", "20"),
         *("--batch-size", "3", "--scorers", *scorers),
     ]
-
-
-def stored(folder: Path) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
 
 
 def test_pictures_are_those_of_the_exporting_policy_and_of_its_base(done: Path, policy: DiffusionPolicy) -> None:
@@ -100,7 +77,7 @@ def test_pictures_are_those_of_the_exporting_policy_and_of_its_base(done: Path, 
     assert np.abs(stored(done / "images" / "base") - base_wanted).max() <= 1
 
 
-def test_results_keep_settings_beside_every_score_and_add_up(done: Path, clip: Path) -> None:  # noqa: F811
+def test_results_keep_settings_beside_every_score_and_add_up(done: Path, clip: Path) -> None:
     found = json.loads((done / "results.json").read_text())
     assert found["prompts"] == PROMPTS and found["seeds"] == [20, 21, 22, 23]
     (name,) = found["metrics"]
@@ -221,14 +198,14 @@ def test_a_lora_that_changes_nothing_is_refused_by_its_file(
     base: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both files of an untrained run, before any picture; and one whose change no picture shows, after them."""
-    exported(base, tmp_path / "untrained", 0.0)
+    exported_policy(model(base), tmp_path / "untrained", 0.0)
     given = [*arguments(base, prompts, tmp_path / "out", None), "--num-prompts", "1", "--lora"]
     for file in ("pytorch_lora_weights.safetensors", "kohya/untrained.safetensors"):
         path = tmp_path / "untrained" / "lora" / file
         assert f"--lora {path}: changes nothing: every up-projection" in refused(capsys, [*given, str(path)])
     assert not (tmp_path / "out").exists()
 
-    exported(base, tmp_path / "faint", 1e-9)
+    exported_policy(model(base), tmp_path / "faint", 1e-9)
     said = refused(capsys, [*given, str(tmp_path / "faint")])
     assert "faint/lora/pytorch_lora_weights.safetensors: changes nothing: its 1 pictures are exactly the base's" in said
     assert not (tmp_path / "out" / "results.json").exists()
