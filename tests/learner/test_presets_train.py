@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from configs.cautions import cautions
 from configs.data import OnlineData
-from configs.load import load_config
+from configs.load import PRESET_DIR, load_config
 from configs.objectives import pixel_of
 from learner.datasets.books import DataBooks
 from learner.datasets.offline import ModelEncoder, OfflineQueue
@@ -72,10 +74,22 @@ def preset_config(name, assets, run_dir):
     places = [f"run.dir={run_dir}", f"model.pretrained={assets / preset.family}", *SIZES, *preset.sizes]
     if load_config(name).model.vae is not None:
         places.append(f"model.vae={assets / preset.family / 'vae'}")
-    if preset.kind is not None:
-        return load_config(name, [*places, f"data.path={assets / preset.kind}"])
-    places += [f"prompts.source={assets / 'prompts.txt'}", f"rollout.scorer.clip={assets / 'clip'}"]
-    return load_config(name, places)
+    places.append(f"rollout.scorer.clip={assets / 'clip'}")
+    source = f"prompts.source={assets / 'prompts.txt'}" if preset.kind is None else f"data.path={assets / preset.kind}"
+    return load_config(name, [*places, source])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_value_of_a_preset_says_where_it_is_from(name):
+    """The kinds of section apart, which the preset's name says; and nothing in it is hardly meant."""
+    lines = (PRESET_DIR / f"{name}.yaml").read_text().splitlines()
+    values = [line for line in lines if re.match(r" +\w+: ?[^ #]", line)]
+    assert len(values) > 20
+    bare = [
+        line for line in values if "  # " not in line and line.split(":")[0].strip() not in ("name", "type", "family")
+    ]
+    assert not bare
+    assert cautions(load_config(name)) == []
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from learner.export import adapter_shapes, export_lora
@@ -72,6 +73,32 @@ def test_merged_the_lora_is_the_base_and_the_reference(first_run):
     assert torch.equal(own, reference), "the new adapter changes nothing yet"
     torch.testing.assert_close(own, trained, rtol=1e-4, atol=1e-4)
     assert (own - original).abs().max() > 0.01
+
+
+def test_the_loras_of_consecutive_runs_add_up_in_stock_diffusers(first_run, tmp_path):
+    """What a merged run exports comes on top of the first LoRA."""
+    config, _ = first_run
+    model = config.model.model_copy(update={"init_lora": str(config.run.path), "init_lora_mode": "merged"})
+    second = load_policy(model, config.noise, "cpu", seed=2)
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for _, parameter in second.trainable_parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    run = config.run.model_copy(update={"dir": tmp_path})
+    ends = {"before": {"reward": 0.0}, "after": {"reward": 1.0}}
+    on_top = export_lora(
+        second.adapter_state(), config.model_copy(update={"run": run, "model": model}), steps=1, **ends
+    )
+    pipeline = StableDiffusionPipeline.from_pretrained(config.model.pretrained, safety_checker=None)
+    pipeline.load_lora_weights(str(config.run.path / "lora"), adapter_name="first")
+    pipeline.load_lora_weights(str(on_top.folder), adapter_name="second")
+    pipeline.set_adapters(["first", "second"])
+    x, text = (torch.randn(shape, generator=generator) for shape in ((2, *second.latent_shape), (2, MAX_TOKENS, 32)))
+    t = torch.tensor([601, 1])
+    with torch.no_grad():
+        theirs = pipeline.unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
+        ours = second.predict(x, t, Conditioning({"prompt_embeds": text}), guidance=1.0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_merged_takes_another_rank_and_other_layers(first_run):
