@@ -11,6 +11,7 @@ import pytest
 from tests.benchmarks.ablations import __main__ as command
 from tests.benchmarks.ablations import cells
 from tests.benchmarks.ablations.cells import START, Cell, all_cells, method, quick_cells, tables
+from tests.benchmarks.ablations.plots import draw_all
 from tests.benchmarks.ablations.report import render_page
 from tests.benchmarks.ablations.results import evaluations_to, load_results, row_of
 
@@ -39,6 +40,7 @@ def made_up(cell: Cell, folder: Path, crisp: str = "0011", **metrics: float) -> 
     every = {name: float(sum(map(int, bits)) / len(bits)) for name, bits in shares.items()}
     names = [*pictures_metrics(), *metrics]
     point = {"metrics": {**dict.fromkeys(names, 0.25), **every, **metrics}, "per_picture": shares, "updates": 3}
+    point |= {"spectrum": [2.0] * 32, "crisp_spectrum": [1.0] * 32}
     counts = {"network": 1, "network_trained": 2, "decoded": 3, "decoded_trained": 4}
     points = [{**point, **counts, "evaluations": spent} for spent in (100, 200)]
     result = {
@@ -84,6 +86,18 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| spo | 75 (+50; -17 .. +83) | 75 (+0; -33 .. +33) | 200 | 3 | 7 | 1 |" in page
     assert "| dpo | 75 ± 35 (+50) |" in page, "two seeds: their spread"
     assert "4 of " in page and "dpo (seeds 0, 1)" in page and "3 of the" in page
+
+
+def test_pictures_are_drawn_for_what_has_run(tmp_path):
+    draw_all([], tmp_path)
+    made_up(START, tmp_path)
+    draw_all(load_results(tmp_path), tmp_path)
+    assert not list(tmp_path.glob("*.png"))
+    made_up(method("dpo"), tmp_path)
+    draw_all(load_results(tmp_path), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "spectrum.png"}, "no SPO yet"
+    page = render_page(load_results(tmp_path))
+    assert "ablations/curves.png" in page and "ablations/spo.png" not in page
 
 
 def test_the_committed_page_is_that_of_the_committed_results():
