@@ -232,8 +232,10 @@ def _ran(results: Sequence[Result]) -> str:
     done = [cell for cell in cells if (cell.name, cell.seed) in have]
     left = [cell for cell in cells if (cell.name, cell.seed) not in have]
     in_quick = sum(cell.slug in quick for cell in done)
-    return (
-        f"{len(done)} of {len(cells)} cells, {in_quick} of the {len(quick)} of `QUICK=1`.\n\n"
+    minutes = [result["points"][-1].get("cpu_sec", 0.0) / 60 for result in results]
+    took = f" They took {sum(minutes):.0f} minutes of one core, {max(minutes):.1f} at most." if minutes else ""
+    return _prose(
+        f"{len(done)} of {len(cells)} cells, {in_quick} of the {len(quick)} of `QUICK=1`.{took}\n\n"
         f"Run: {_by_name(done)}.\n\nNot run: {_by_name(left)}."
     )
 

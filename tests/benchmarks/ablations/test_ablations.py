@@ -85,7 +85,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     page = render_page(found)
     assert "| spo | 75 (+50; -17 .. +83) | 75 (+0; -33 .. +33) | 200 | 3 | 7 | 1 |" in page
     assert "| dpo | 75 ± 35 (+50) |" in page, "two seeds: their spread"
-    assert "4 of " in page and "dpo (seeds 0, 1)" in page and "3 of the" in page
+    assert "4 of 91 cells, 3 of the 25" in page and "dpo (seeds 0, 1)" in page
 
 
 def test_pictures_are_drawn_for_what_has_run(tmp_path):
