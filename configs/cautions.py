@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from configs.checks import MINIATURE
 from configs.data import OnlineData
 from configs.learner import AsyncSchedule
+from configs.model import MINIATURE
 from configs.schema import AtelierConfig
 
 

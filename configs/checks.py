@@ -12,80 +12,19 @@ from configs.data import OnlineData
 from configs.evaluation_checks import EVALUATION_CHECKS
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.model import FLOW_FAMILIES
-from configs.rollout import ResourcesSection, SigmaThreshold, StepwiseSampler
+from configs.rollout import ResourcesSection
+from configs.sampling_checks import SAMPLING_CHECKS
 from configs.sources import objective_problems
-from configs.timesteps import TRAINING_TIMESTEPS, candidate_targets, step_targets
 
 if TYPE_CHECKING:
     from configs.schema import AtelierConfig
 
-MINIATURE = "miniature"
 _RAY_OWN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 
 
 def problems(config: AtelierConfig) -> list[str]:
     """A sentence for every contradiction."""
     return [sentence for check in CHECKS for sentence in check(config)]
-
-
-# Schedule of denoising steps
-
-
-def _num_steps(config: AtelierConfig) -> Iterator[str]:
-    steps = config.noise.num_steps
-    if config.model.family in FLOW_FAMILIES:
-        return
-    walked = steps * (TRAINING_TIMESTEPS // steps)
-    if steps == TRAINING_TIMESTEPS:
-        yield (
-            f"noise.num_steps = {steps}: with offset 1 the first step would leave timestep {steps}, which the model's "
-            f"{TRAINING_TIMESTEPS} timesteps (0..{TRAINING_TIMESTEPS - 1}) do not have. Set it to 500 or less."
-        )
-    elif walked < 0.9 * TRAINING_TIMESTEPS:
-        stride = TRAINING_TIMESTEPS // steps
-        yield (
-            f"noise.num_steps = {steps}: steps are {TRAINING_TIMESTEPS} // {steps} = {stride} timesteps wide, so that "
-            f"sampling would start at timestep {walked - stride + 1} although it starts from pure noise. Set it to "
-            f"{TRAINING_TIMESTEPS // (stride + 1)} or less, best a divisor of {TRAINING_TIMESTEPS}."
-        )
-
-
-def _candidate_steps(config: AtelierConfig) -> Iterator[str]:
-    sampler, steps = config.rollout.sampler, config.noise.num_steps
-    if not isinstance(sampler, StepwiseSampler):
-        return
-    if sampler.min_timestep > sampler.kappa:
-        yield (
-            f"rollout.sampler.min_timestep = {sampler.min_timestep} is above rollout.sampler.kappa = {sampler.kappa}: "
-            f"no step would draw candidates. Set min_timestep below kappa."
-        )
-        return
-    if config.model.family in FLOW_FAMILIES:
-        return
-    count = len(candidate_targets(steps, sampler.kappa, sampler.min_timestep))
-    if count == 0:
-        near = min(step_targets(steps), key=lambda target: abs(target - sampler.kappa))
-        yield (
-            f"rollout.sampler.kappa = {sampler.kappa} and rollout.sampler.min_timestep = {sampler.min_timestep} leave "
-            f"no step of noise.num_steps = {steps} to draw candidates at. Set them so that {near}, the target timestep "
-            f"nearest to kappa, lies between them."
-        )
-    elif sampler.block_length > count:
-        yield (
-            f"rollout.sampler.block_length = {sampler.block_length} is longer than the {count} steps that draw "
-            f"candidates (noise.num_steps = {steps}, rollout.sampler.kappa = {sampler.kappa}, "
-            f"rollout.sampler.min_timestep = {sampler.min_timestep}). Set block_length to {count} or less."
-        )
-
-
-def _threshold(config: AtelierConfig) -> Iterator[str]:
-    sampler = config.rollout.sampler
-    threshold = sampler.threshold if isinstance(sampler, StepwiseSampler) else None
-    if isinstance(threshold, SigmaThreshold) and threshold.low > threshold.high:
-        yield (
-            f"rollout.sampler.threshold.low = {threshold.low} is above rollout.sampler.threshold.high = "
-            f"{threshold.high}: the threshold rises with the noise level. Exchange the two."
-        )
 
 
 # Model family
@@ -254,40 +193,8 @@ def _resources(config: AtelierConfig) -> Iterator[tuple[str, str, ResourcesSecti
     yield "evaluation.resources", "", config.evaluation.resources
 
 
-# Evaluation
-
-
-def _grid_has_its_prompts(config: AtelierConfig) -> Iterator[str]:
-    evaluation = config.evaluation
-    if evaluation.grid_size > evaluation.num_prompts:
-        yield (
-            f"evaluation.grid_size = {evaluation.grid_size} is above evaluation.num_prompts = "
-            f"{evaluation.num_prompts}: the grid shows the first evaluated pictures. Set grid_size to "
-            f"{evaluation.num_prompts} or less."
-        )
-
-
-def _best_is_evaluated(config: AtelierConfig) -> Iterator[str]:
-    best, every = config.checkpoint.best, config.evaluation.every_batches
-    if best is not None and every is None:
-        yield (
-            f"checkpoint.best.metric = {best.metric} needs evaluations while the run trains, and "
-            f"evaluation.every_batches is unset. Set every_batches, or take checkpoint.best out."
-        )
-
-
-def _judge_knows_the_model(config: AtelierConfig) -> Iterator[str]:
-    if "judge" in config.evaluation.measures and config.model.pretrained != MINIATURE:
-        yield (
-            f"evaluation.measures holds judge, which reads the pictures of the miniature only, and model.pretrained = "
-            f"{config.model.pretrained}. Take judge out, or set model.pretrained to miniature."
-        )
-
-
 CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
-    _num_steps,
-    _candidate_steps,
-    _threshold,
+    *SAMPLING_CHECKS,
     objective_problems,
     _family_fits_the_settings,
     _ranks_share_a_batch,
@@ -299,8 +206,5 @@ CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
     _collectives_have_their_gpus,
     _offload_has_something_to_move,
     _one_gpu_an_actor,
-    _grid_has_its_prompts,
-    _best_is_evaluated,
-    _judge_knows_the_model,
     *EVALUATION_CHECKS,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from configs.model import MINIATURE
 from configs.rollout import FinalPairsSampler
 from configs.scorers import MixtureScorer
 from configs.statistics import STATISTICS, WITHIN
@@ -65,4 +66,37 @@ def _parts(scorer: Any) -> list[Any]:
     return [part.scorer for part in scorer.parts] if isinstance(scorer, MixtureScorer) else [scorer]
 
 
-EVALUATION_CHECKS = (held_out_scorers, drift_can_be_seen)
+def _grid_has_its_prompts(config: AtelierConfig) -> Iterator[str]:
+    evaluation = config.evaluation
+    if evaluation.grid_size > evaluation.num_prompts:
+        yield (
+            f"evaluation.grid_size = {evaluation.grid_size} is above evaluation.num_prompts = "
+            f"{evaluation.num_prompts}: the grid shows the first evaluated pictures. Set grid_size to "
+            f"{evaluation.num_prompts} or less."
+        )
+
+
+def _best_is_evaluated(config: AtelierConfig) -> Iterator[str]:
+    best, every = config.checkpoint.best, config.evaluation.every_batches
+    if best is not None and every is None:
+        yield (
+            f"checkpoint.best.metric = {best.metric} needs evaluations while the run trains, and "
+            f"evaluation.every_batches is unset. Set every_batches, or take checkpoint.best out."
+        )
+
+
+def _judge_knows_the_model(config: AtelierConfig) -> Iterator[str]:
+    if "judge" in config.evaluation.measures and config.model.pretrained != MINIATURE:
+        yield (
+            f"evaluation.measures holds judge, which reads the pictures of the miniature only, and model.pretrained = "
+            f"{config.model.pretrained}. Take judge out, or set model.pretrained to miniature."
+        )
+
+
+EVALUATION_CHECKS = (
+    _grid_has_its_prompts,
+    _best_is_evaluated,
+    _judge_knows_the_model,
+    held_out_scorers,
+    drift_can_be_seen,
+)

@@ -17,11 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from configs.data import OnlineData
-from configs.model import ModelSection
+from configs.model import MINIATURE, ModelSection
 from configs.pixel_memory import pixel_bytes
 from configs.schema import AtelierConfig
 
-MINIATURE = "miniature"
 GB = 1e9
 
 

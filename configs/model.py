@@ -68,5 +68,8 @@ class NoiseSection(Section):
     """What guidance pushes away from; empty as in the papers. FLUX has none."""
 
 
+MINIATURE = "miniature"
+"""Name of the model, of the prompts and of the preference model in this repository."""
+
 FLOW_FAMILIES = ("sd3", "flux")
 """Families whose steps are flow matching: their timesteps depend on the checkpoint's scheduler."""
