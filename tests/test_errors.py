@@ -185,6 +185,8 @@ def load(*overrides: str) -> Callable[[Place], object]:
     return lambda place: place.config(*overrides)
 
 
+SFT = ("learner.objective.type=sft", "data.type=images")
+
 PROVOKED: tuple[Callable[[Place], object], ...] = (
     load("learner.optimiser.lr=1"),
     load("learner.ranks=two"),
@@ -196,6 +198,12 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     load("rollout.sampler.block_length=99"),
     load("queue.capacity_groups=1"),
     load("schedule.max_staleness_steps=1"),
+    load("learner.objective.type=dpo"),
+    load("learner.objective.type=dpo", "data.type=images", "data.path=x"),
+    load("learner.objective.type=sft", "rollout.sampler.type=final_pairs", "learner.reference_at=worker"),
+    load("learner.objective.type=sft", "rollout.sampler.type=final_pairs", "learner.objective.pixel.weight=-8"),
+    lambda place: place.inputs(*SFT, "data.path=/nowhere"),
+    lambda place: place.inputs(*SFT, f"data.path={place.prompts('[1]', 'rows.jsonl')}"),
     lambda place: place.inputs(f"prompts.source={place.prompts('a', 'p.csv')}"),
     lambda place: place.inputs("prompts.source=/nowhere/prompts.txt"),
     lambda place: place.inputs(f"prompts.source={place.prompts('')}"),
