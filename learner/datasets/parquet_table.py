@@ -82,7 +82,11 @@ class ParquetTable:
         return f"{self.files[place]} row {self._first_rows[place][number] + offset}"
 
     def read(self, block: int, offset: int, columns: Sequence[str] | None) -> Row:
-        """One row with those of `columns` that it has; None: all. Raises BadRow."""
+        """One row with those of `columns` that it has; None: all. Raises BadRow.
+
+        A remote file that cannot be reached raises what its file system does: the row may be good, and the ranks are
+        started again from the last checkpoint.
+        """
         place, number = self._groups[block]
         there = self.columns(place)
         wanted = tuple(name for name in there if columns is None or name in columns)
@@ -90,6 +94,8 @@ class ParquetTable:
         try:
             group = self._group(place, number, wanted)
         except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and _is_remote(self.files[place]):
+                raise
             raise BadRow(where, f"row group {number} cannot be read: {_first_line(error)}") from error
         values = {name: group.column(name)[offset].as_py() for name in wanted}
         return Row(where, values or dict.fromkeys(there), Path(self.files[place]).parent)
@@ -131,6 +137,10 @@ class ParquetTable:
 def _opened(file: str | Path, metadata: Any = None) -> Iterator[pyarrow.parquet.ParquetFile]:
     with fsspec.open(str(file), "rb") as raw, pyarrow.parquet.ParquetFile(raw, metadata=metadata) as opened:
         yield opened
+
+
+def _is_remote(file: str | Path) -> bool:
+    return "://" in str(file)
 
 
 def _footer(file: str | Path) -> Any:

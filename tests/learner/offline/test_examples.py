@@ -125,6 +125,12 @@ def test_a_parquet_file_of_another_file_system(tmp_path):
     columns = ["caption", "image"]
     assert [remote.read(0, n, columns).values for n in range(4)] == [local.read(0, n, columns).values for n in range(4)]
     assert remote.read(0, 3, columns).where == "memory://offline/rows.parquet row 3"
+    memory.rm("/offline/rows.parquet")
+    path.unlink()
+    with pytest.raises(FileNotFoundError):  # not a bad row: it may be there again after a restart
+        remote.read(0, 0, ["caption"])
+    with pytest.raises(BadRow, match=r"row 0: row group 0 cannot be read"):
+        local.read(0, 0, ["caption"])
 
 
 def bad(data, match):
