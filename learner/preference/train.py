@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -144,7 +145,8 @@ class _Rank:
         sums = [0.0, 0.0, 0.0]  # loss, right, counted
         for place, rows in enumerate(parts):
             numbers = range(first + place * size, first + (place + 1) * size)
-            pairs = self._batches.make(rows, [n * self._world + self._rank for n in numbers])
+            places = [n * self._world + self._rank for n in numbers]
+            pairs = on_every_rank(partial(self._batches.make, rows, places), DataError)
             score_0, score_1 = self._scores(pairs)
             loss = preference_loss(score_0, score_1, pairs.label_0, pairs.label_1, pairs.weights, total_weight)
             accumulate(self.engine, loss * self._world, last=place == len(parts) - 1)
@@ -170,21 +172,25 @@ class _Rank:
     def validate(self) -> dict[int, float]:
         """Timestep to accuracy on the validation pairs, ties left out; the same on every rank. Collective."""
         self.model.eval()
-        settings, found = self._config.validation, {}
-        size = self._config.training.micro_batch_pairs
-        for timestep in settings.timesteps:
-            right = counted = 0
-            for start in range(0, len(self._validation), size):
-                part = self._validation[start : start + size]
-                pairs = self._batches.make([row for _, row in part], [n for n, _ in part], timestep)
-                score_0, score_1 = self._scores(pairs, wrapped=False)
-                more = count_correct(score_0, score_1, pairs.label_0, pairs.label_1)
-                right, counted = right + more[0], counted + more[1]
-            sums = reduce_over_ranks([right, counted], torch.distributed.ReduceOp.SUM, self._device)
+        found = {}
+        for timestep in self._config.validation.timesteps:
+            own = on_every_rank(partial(self._count_correct, timestep), DataError)
+            sums = reduce_over_ranks(own, torch.distributed.ReduceOp.SUM, self._device)
             found[timestep] = sums[0] / sums[1] if sums[1] else math.nan
         self.model.train()
         self._report({f"eval/accuracy_t{timestep:03d}": value for timestep, value in found.items()})
         return found
+
+    def _count_correct(self, timestep: int) -> tuple[float, float]:
+        """This rank's validation pairs that are ordered as labelled, and all that are no ties. Raises DataError."""
+        right, counted, size = 0.0, 0.0, self._config.training.micro_batch_pairs
+        for start in range(0, len(self._validation), size):
+            part = self._validation[start : start + size]
+            pairs = self._batches.make([row for _, row in part], [n for n, _ in part], timestep)
+            score_0, score_1 = self._scores(pairs, wrapped=False)
+            more = count_correct(score_0, score_1, pairs.label_0, pairs.label_1)
+            right, counted = right + more[0], counted + more[1]
+        return right, counted
 
     def _scores(self, pairs: PairTensors, *, wrapped: bool = True) -> tuple[Tensor, Tensor]:
         """Scores [B] of both pictures, in one pass."""
