@@ -26,7 +26,11 @@ start_node() { # node, arguments of ray start
 }
 start_node "${nodes[0]}" --head --node-ip-address="$head_address" --port="$port" --include-dashboard=false \
     --resources='{"learner_node": 1}'
-until ray status --address="$head_address:$port" >/dev/null 2>&1; do sleep 2; done
+head=$!
+until ray status --address="$head_address:$port" >/dev/null 2>&1; do
+    kill -0 "$head" 2>/dev/null || { echo "ray start ended on ${nodes[0]}: see its lines above" >&2; exit 1; }
+    sleep 2
+done
 for node in "${nodes[@]:1}"; do
     srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap \
         ray start --block --address="$head_address:$port" --resources='{"rollout_node": 1}' &

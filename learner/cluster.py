@@ -1,4 +1,4 @@
-"""Where the run meets Ray: the cluster, the run's actors, and the learner's ranks under Ray Train.
+"""Where the run meets Ray: the run's actors, and the learner's ranks under Ray Train.
 
     driver ── create_actors ──► mailbox · queue · telemetry · evaluator · pool ──► workers
        └───── LearnerThread ──► TorchTrainer ──► learner_rank × M ──► learner.loop.train
@@ -8,10 +8,7 @@ Nothing is decided here; every actor is a thin wrapper of a plain class.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -33,9 +30,8 @@ from learner.datasets.offline import open_offline_queue
 from learner.datasets.rows import DataError
 from learner.interfaces import Queue
 from learner.loop import train
-from learner.signals import Interrupted
 from learner.telemetry import create_telemetry
-from rollout.actors import NAMESPACE, compute_options
+from rollout.actors import compute_options
 from rollout.contact_sheet import grid
 from rollout.evaluator import EvalResult, create_evaluator
 from rollout.memory import peak_memory_bytes
@@ -45,73 +41,6 @@ from rollout.versions import AdapterVersion
 from rollout.weights_actor import MailboxClient, create_mailbox
 
 _CONTROLLER_FAILURES = 3  # Ray Train would retry its start for ever
-_CONNECT_SEC = 5.0
-_TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a rank imports torch and DeepSpeed, maybe on a busy core
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    "RAY_TRAIN_METRICS_ENABLED": "0",  # the run has its own telemetry
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same for every process
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-
-
-def connect(address: str | None) -> None:
-    """Join the cluster at `address` or $RAY_ADDRESS, else start one on this machine that only loopback can reach.
-
-    Raises ConnectionError where there is no cluster.
-    """
-    for name, value in _TRAIN_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.WARNING}
-    if address == "local":
-        _start_local(common)
-        return
-    try:
-        _reach(address)
-        ray.init(address=address, **common)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConnectionError(f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}") from error
-
-
-def _start_local(common: Mapping[str, Any]) -> None:
-    """A cluster of this machine's own; tried twice, since a busy machine may miss the 30 seconds that Ray gives it."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # `python -m rollout.scale` finds the token where Ray keeps it
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets a run starve beside whatever else runs here
-    ray._raylet.Config.initialize("")  # Ray read the variables when it was imported
-    for attempts_left in (1, 0):
-        try:
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
-            return
-        except Interrupted:
-            raise
-        except Exception as error:  # a plain Exception is what Ray raises for a start that took too long
-            ray.shutdown()
-            if attempts_left == 0:
-                reason = " ".join(str(error).split())
-                raise ConnectionError(f"a local Ray cluster cannot be started: {reason}") from error
-
-
-def resources(address: str | None) -> dict[str, float]:
-    """What the cluster has in all, or this machine where `connect` would start a cluster on it; starts nothing.
-
-    Raises ConnectionError where there is no cluster.
-    """
-    if (address or os.environ.get("RAY_ADDRESS") or "local") == "local":
-        return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
-    connect(address)
-    try:
-        return dict(ray.cluster_resources())
-    finally:
-        ray.shutdown()
-
-
-def _reach(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SEC).close()
 
 
 @dataclass(frozen=True)
@@ -199,13 +128,15 @@ def rank_trainer(
 ) -> Any:
     """Ray Train over `body(given)`: a fixed number of ranks, restarted together when one is lost."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from learner.process_group import NodeTorchConfig  # ray.train reads its settings when it is imported
 
     resources = settings.resources
     return TorchTrainer(
         body,
         train_loop_config=given,
-        torch_config=TorchConfig(backend=backend(settings), timeout_s=math.ceil(settings.engine.timeout_sec)),
+        torch_config=NodeTorchConfig(backend=backend(settings), timeout_s=math.ceil(settings.engine.timeout_sec)),
         scaling_config=ScalingConfig(
             num_workers=settings.ranks,
             use_gpu=resources.gpus > 0,

@@ -22,6 +22,11 @@ PROGRESS_TAGS = {
 """Field of the progress line -> the scalar that it shows the latest value of."""
 
 
+def say(text: str) -> None:
+    """A line for the console or the job's log, at once."""
+    print(text, flush=True)
+
+
 def format_progress(progress: Mapping[str, float | None]) -> str:
     """The progress line of `Telemetry.progress()`; a value that is not known yet shows as `-`."""
 

@@ -23,7 +23,7 @@ import ray
 from configs.errors import ConfigError
 from configs.load import dump_config, load_as
 from configs.spm import SpmConfig
-from learner import cluster
+from learner import cluster, connection
 from learner.checkpoint import CheckpointError
 from learner.datasets.order import OrderedReader
 from learner.datasets.rows import DataError
@@ -31,6 +31,7 @@ from learner.preference import checkpoint
 from learner.preference.output import load_start
 from learner.preference.train import training_pairs, validation_pairs
 from learner.preference.trainer import preference_rank
+from learner.progress import say
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Signals
 
@@ -76,7 +77,7 @@ def train(config: SpmConfig, run_dir: RunDir, address: str | None) -> int:
     """Everything after the configuration is known and the run directory taken. Returns the exit status."""
     try:
         say(look_at_inputs(config))
-        cluster.connect(address)
+        connection.connect(address)
     except (TrainingError, ConnectionError):
         run_dir.discard()
         raise
@@ -173,10 +174,6 @@ def _demand(config: SpmConfig) -> str:
     each = training.resources
     ranks = f"{training.ranks} rank(s), each {each.cpus:g} CPU, {each.gpus:g} GPU"
     return f"{training.max_steps} steps of {batch} pairs, {ranks}"
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

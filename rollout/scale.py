@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from collections.abc import Sequence
 
@@ -15,8 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from rollout.actors import NAMESPACE, ActorNotFound, find_actor
-
-_CONNECT_TIMEOUT_SEC = 5.0
+from rollout.reach import reach
 
 
 class ScaleError(Exception):
@@ -37,10 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def scale(workers: int, run: str, *, address: str | None = None, namespace: str = NAMESPACE) -> str:
     """Set the target of a run's pool; returns the sentence to print. Raises ScaleError."""
     address = address or os.environ.get("RAY_ADDRESS") or "auto"
-    _check_reachable(address)
     try:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RayError, RuntimeError) as error:
+        ray.init(address=reach(address), namespace=namespace, log_to_driver=False, configure_logging=False)
+    except (OSError, RayError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ScaleError(f"no Ray cluster at {address!r}: {reason} (--address HOST:PORT, or RAY_ADDRESS)") from error
     try:
@@ -54,17 +51,6 @@ def scale(workers: int, run: str, *, address: str | None = None, namespace: str 
     finally:
         ray.shutdown()
     return f"rollout workers of {run}: {before} -> {after} ({alive} alive now)"
-
-
-def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_SEC).close()
-    except OSError as error:
-        raise ScaleError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

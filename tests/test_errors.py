@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from configs.learner import AsyncSchedule, BestSection
 from configs.load import load_config
 from configs.placement import compare, placement
 from configs.rollout import QueueSection, WorkersSection
-from learner import cluster, main
+from learner import cluster, connection, main
 from learner.best import keep_if_best
 from learner.checkpoint import MANIFEST, Counters, check_checkpoint, find_checkpoint, load_checkpoint
 from learner.loop import _refuse_nonfinite
@@ -143,8 +145,21 @@ def no_local_ray(place: Place) -> None:
     def fail(**_: object) -> None:
         raise Exception("The current node timed out during startup.")
 
-    place.monkeypatch.setattr(cluster.ray, "init", fail)
-    cluster.connect("local")
+    place.monkeypatch.setattr(connection.ray, "init", fail)
+    place.monkeypatch.setattr(connection, "keep_to_loopback", lambda: None)  # it is for the life of a process
+    connection.connect("local")
+
+
+def not_ray(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
+        connection.connect(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def second_session(place: Place) -> None:
+    context = SimpleNamespace(gcs_address="127.0.0.1:6379")
+    place.monkeypatch.setattr(connection.ray, "is_initialized", lambda: True)
+    place.monkeypatch.setattr(connection.ray, "get_runtime_context", lambda: context)
+    connection.connect("local")
 
 
 def name_taken(place: Place) -> None:
@@ -219,7 +234,9 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     another_models_adapter,
     untrained_adapter,
     lambda place: overlong_note(str(place.pipeline), ("a red disc", "long " * 20, "赤い円 " * 20)),
-    lambda place: cluster.connect("127.0.0.1:1"),
+    lambda place: connection.connect("127.0.0.1:1"),
+    not_ray,
+    second_session,
     no_local_ray,
     lambda place: "\n".join(compare(placement(place.config("learner.resources.cpus=4096")), {"CPU": 2.0})),
     lambda place: "\n".join(

@@ -65,7 +65,7 @@ def kill(run, role):
 def test_ctrl_c_while_it_starts_leaves_nothing(settings, tmp_path):
     run = Command([*settings, "run.name=early"], tmp_path / "run")
     run.until((tmp_path / "run" / "run.lock").exists)
-    run.process.send_signal(signal.SIGINT)
+    run.signal_group(signal.SIGINT)
     status, output = run.finish()
     assert status == 130 and "Stopped by SIGINT before training began" in output, output
     run.assert_no_orphans()
@@ -76,7 +76,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(settings, tmp_path):
 def test_ctrl_c_in_training_finishes_the_batch_and_saves(settings, whole, tmp_path):
     run = Command([*settings, "run.name=ctrlc"], tmp_path / "run")
     run.until(lambda: list_committed(run.run_dir)[1:])
-    run.process.send_signal(signal.SIGINT)
+    run.signal_group(signal.SIGINT)
     status, output = run.finish()
     assert status == 130 and "Stopped by SIGINT" in output and "--resume auto" in output, output
     run.assert_no_orphans()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
@@ -58,6 +60,30 @@ def tiny_settings(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def marked(marker: str) -> dict[int, str]:
+    """Process id and command line of everything that lives with this marker in its environment."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARKER}={marker}".encode() in (folder / "environ").read_bytes():
+                title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                if title:  # else a zombie
+                    found[int(folder.name)] = title
+        except OSError:  # it has just ended, or is another user's
+            continue
+    return found
+
+
+def kill_marked(marker: str) -> None:
+    """kill -9 of them all, and of those that they start meanwhile."""
+    while alive := marked(marker):
+        for pid in alive:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
 class Command:
     """One running command; `marker` finds all of its processes."""
 
@@ -95,29 +121,32 @@ class Command:
 
     def processes(self) -> dict[int, str]:
         """Process id and command line of everything that the command has started and that lives."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"{MARKER}={self.marker}".encode() in (folder / "environ").read_bytes():
-                    title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    if title:  # else a zombie
-                        found[int(folder.name)] = title
-            except OSError:  # it has just ended, or is another user's
-                continue
-        return found
+        return marked(self.marker)
 
     def pids(self, title: str) -> list[int]:
         """Of the processes whose command line holds `title`, as `ray::PoolActor`."""
         return sorted(pid for pid, line in self.processes().items() if title in line)
 
+    def signal_group(self, number: int) -> None:
+        """To every process of the command's group, as a terminal and a Slurm step send it."""
+        os.killpg(self.process.pid, number)
+
+    def listening(self) -> dict[str, list[str]]:
+        """Address -> what listens there, of all processes: TCP, and UDP that is open to whoever sends."""
+        found: dict[str, list[str]] = {}
+        for pid, title in self.processes().items():
+            try:
+                sockets = psutil.Process(pid).net_connections("inet")
+            except psutil.NoSuchProcess:
+                continue
+            for each in sockets:
+                if each.status == psutil.CONN_LISTEN or (each.type == socket.SOCK_DGRAM and not each.raddr):
+                    found.setdefault(each.laddr.ip, []).append(f"{title[:60]} :{each.laddr.port}")
+        return found
+
     def kill_everything(self) -> None:
         """kill -9 of the command and of all of its processes."""
-        while alive := self.processes():
-            for pid in alive:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        kill_marked(self.marker)
         self.process.wait()
 
     def assert_no_orphans(self) -> None:

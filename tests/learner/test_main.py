@@ -144,12 +144,17 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
 
 @pytest.mark.timeout(2 * FINISH_SEC + 60)
 def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
-    """SIGTERM ends the run with a checkpoint and status 143; going on gives the weights and losses of a whole run."""
+    """SIGTERM ends the run with a checkpoint and status 143; going on gives the weights and losses of a whole run.
+
+    The signal goes to the whole process group. Before it comes, nothing of the run listens beyond loopback.
+    """
     run_dir = tmp_path / "run"
     run = Command([*settings, "run.name=parts"], run_dir)
     run.until(lambda: list_committed(run_dir)[1:])
-    run.process.send_signal(signal.SIGTERM)
+    listening = run.listening()
+    run.signal_group(signal.SIGTERM)
     status, output = run.finish()
+    assert listening and listening.keys() <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
     run.assert_no_orphans()
     assert status == 143, output
     assert "Stopped by SIGTERM" in output and "--resume auto" in output

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import ray
 
+from learner import main
 from tests.rollout.live import LiveRun, live_config, write_models
 
 pytestmark = pytest.mark.timeout(600)
@@ -67,6 +69,15 @@ def test_no_cluster_is_one_clear_line():
     done = scale("2", "--run", "scale-test", "--address", "127.0.0.1:1")
     assert done.returncode == 1
     assert "error: no Ray cluster at '127.0.0.1:1': [Errno 111] Connection refused" in done.stderr
+
+
+def test_a_run_does_not_take_over_the_session_of_its_process(live, capsys, tmp_path):
+    assert main.main([f"run.dir={tmp_path / 'run'}"]) == 1
+    assert (
+        f"this process uses the Ray session at {ray.get_runtime_context().gcs_address} already"
+        in capsys.readouterr().err
+    )
+    assert live.pool.stats()["target"] == 1 and not (tmp_path / "run").exists()
 
 
 def test_without_the_token_the_cluster_does_not_answer(live, ray_cluster):
