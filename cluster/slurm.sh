@@ -18,7 +18,9 @@ RAY_AUTH_TOKEN="$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')" # this j
 export RAY_AUTH_TOKEN
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head_address="$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | awk '{print $1}')"
+# As Ray sees it: the host's name may stand for a loopback address in /etc/hosts.
+head_address="$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" \
+    python -c 'import ray; print(ray.util.get_node_ip_address())' | tail -n 1)"
 port=$((20000 + SLURM_JOB_ID % 20000)) # two jobs may share a node
 
 start_node() { # node, arguments of ray start

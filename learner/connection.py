@@ -15,7 +15,7 @@ from ray._private import services
 
 from learner.signals import Interrupted
 from rollout.actors import NAMESPACE
-from rollout.reach import keep_to_loopback, reach
+from rollout.reach import keep_to_loopback, reach, use_token
 
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -32,20 +32,24 @@ def connect(address: str | None) -> None:
 
     Raises ConnectionError where there is no cluster, or where this process uses a Ray session already.
     """
-    if ray.is_initialized():
-        raise ConnectionError(
-            f"this process uses the Ray session at {ray.get_runtime_context().gcs_address} already; "
-            f"end it with ray.shutdown(), or start the run in a process of its own"
-        )
     for name, value in _TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     common = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.WARNING}
     try:
-        if address == "local":
+        found = address if address == "local" else reach(address)
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster at {address!r}: {error}") from error
+    if ray.is_initialized():
+        raise ConnectionError(
+            f"this process uses the Ray session at {ray.get_runtime_context().gcs_address} already; "
+            f"end it with ray.shutdown(), or start the run in a process of its own"
+        )
+    try:
+        if found == "local":
             _start_local(common)
         else:
-            _join(address, common)
+            _join(found, common)
     except BaseException:  # a signal's among them: what has been started ends
         ray.shutdown()
         raise
@@ -53,17 +57,16 @@ def connect(address: str | None) -> None:
 
 def _join(address: str, common: Mapping[str, Any]) -> None:
     try:
-        ray.init(address=reach(address), **common)
+        ray.init(address=address, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConnectionError(f"no Ray cluster at {address!r}: {str(error).strip().splitlines()[0]}") from error
 
 
 def _start_local(common: Mapping[str, Any]) -> None:
     """A cluster of this machine's own; tried twice, since a busy machine may miss the 30 seconds that Ray gives it."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # `python -m rollout.scale` finds the token where Ray keeps it
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets a run starve beside whatever else runs here
     keep_to_loopback()
-    ray._raylet.Config.initialize("")  # Ray read the variables when it was imported
+    use_token()  # as `python -m rollout.scale` does
     for attempts_left in (1, 0):
         try:
             with _own_sessions():

@@ -7,6 +7,7 @@ import os
 import socket
 
 import grpc
+import ray
 from ray._private import ray_constants, services
 
 _TIMEOUT_SEC = 5.0
@@ -25,8 +26,9 @@ def reach(address: str) -> str:
         return address
     _connect(host, int(port))
     _greet(f"{host}:{port}")
-    if _is_loopback(host) and not _listens_beyond_loopback(int(port)):
+    if _is_loopback(host) and not _listens_beyond_loopback(int(port)):  # a run on this machine, of this user
         keep_to_loopback()
+        use_token()
     return address
 
 
@@ -38,6 +40,12 @@ def keep_to_loopback() -> None:
     """
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False  # Ray has read the variable when it was imported
+
+
+def use_token() -> None:
+    """Take part with the token that Ray keeps for this user, as a run on one machine does."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    ray._raylet.Config.initialize("")  # Ray has read the variable when it was imported
 
 
 def _connect(host: str, port: int) -> None:

@@ -146,7 +146,9 @@ def no_local_ray(place: Place) -> None:
         raise Exception("The current node timed out during startup.")
 
     place.monkeypatch.setattr(connection.ray, "init", fail)
-    place.monkeypatch.setattr(connection, "keep_to_loopback", lambda: None)  # it is for the life of a process
+    place.monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    for switch in ("keep_to_loopback", "use_token"):  # for the life of a process
+        place.monkeypatch.setattr(connection, switch, lambda: None)
     connection.connect("local")
 
 
