@@ -62,9 +62,15 @@ class DataBooks:
         """Why the run is to end; None while it is not."""
         return self._closed
 
-    def report(self, process: str, bad: Sequence[BadRowNote], cache: CacheCounts) -> None:
-        """What a rank's process has met: new bad rows, and its lookups in all."""
+    def report(
+        self, process: str, bad: Sequence[BadRowNote], cache: CacheCounts, rows: Mapping[str, int] | None = None
+    ) -> None:
+        """What a rank's process has met: new bad rows, its lookups in all, and the data set's sizes.
+
+        The sizes come with every report: a process of the books that was started again has forgotten them.
+        """
         self._cache[process] = cache
+        self._rows = dict(rows or self._rows)
         new = [note for note in bad if note not in self._bad]
         if new:
             self._bad.update(dict.fromkeys(new))
@@ -127,7 +133,9 @@ class Books(Protocol):
 
     def closed(self) -> str | None: ...
 
-    def report(self, process: str, bad: Sequence[BadRowNote], cache: CacheCounts) -> None: ...
+    def report(
+        self, process: str, bad: Sequence[BadRowNote], cache: CacheCounts, rows: Mapping[str, int] | None = None
+    ) -> None: ...
 
     def start_at(self, batch: int, rows: Mapping[str, int]) -> None: ...
 
@@ -146,8 +154,10 @@ class BooksClient:
         reason: str | None = ray.get(self.actor.closed.remote())
         return reason
 
-    def report(self, process: str, bad: Sequence[BadRowNote], cache: CacheCounts) -> None:
-        ray.get(self.actor.report.remote(process, list(bad), cache))
+    def report(
+        self, process: str, bad: Sequence[BadRowNote], cache: CacheCounts, rows: Mapping[str, int] | None = None
+    ) -> None:
+        ray.get(self.actor.report.remote(process, list(bad), cache, rows))
 
     def start_at(self, batch: int, rows: Mapping[str, int]) -> None:
         ray.get(self.actor.start_at.remote(batch, dict(rows)))

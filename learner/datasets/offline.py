@@ -106,6 +106,7 @@ class OfflineQueue:
         self._books = books
         self._encoder = encoder
         self._examples = Examples(config.data, config.run.seed)
+        self._rows = {"epoch_rows": self._examples.rows, "rows_without_preference": self._examples.left_out}
         self._cache: LatentCache | None = None
         if (folder := config.data.latent_cache) is not None:
             self._cache = LatentCache(folder, encoder.autoencoder_sha256, encoder.image_size, encoder.latent_shape)
@@ -147,7 +148,7 @@ class OfflineQueue:
             CacheCounts(self._cache.hits, self._cache.misses, self._cache.corrupt) if self._cache else CacheCounts()
         )
         bad, self._bad = self._bad, []
-        self._books.report(self._process, bad, counts)
+        self._books.report(self._process, bad, counts, self._rows)
         return payloads
 
     def retire(self, batch: int) -> None:
@@ -171,9 +172,7 @@ class OfflineQueue:
                 f"another; bring them back, or start a new run"
             )
         self._batch = loaded["batch"]
-        self._books.start_at(
-            self._batch, {"epoch_rows": self._examples.rows, "rows_without_preference": self._examples.left_out}
-        )
+        self._books.start_at(self._batch, self._rows)
 
     def _share(self, batch: int, rank: int, world: int) -> range:
         size = self._per_batch // world

@@ -224,8 +224,13 @@ def test_the_books_go_on_after_a_restart(tmp_path):
     with (tmp_path / BAD_ROWS).open("a") as file:
         file.write('{"where": "cut sh')
     restarted = DataBooks(tmp_path, 4)
-    restarted.report("rank 0", notes, CacheCounts())
-    assert restarted.stats()["bad_rows"] == 2
+    rows = {"epoch_rows": 7, "rows_without_preference": 1}
+    restarted.report("rank 0", notes, CacheCounts(), rows)
+    restarted.retire(5)
+    stats = restarted.stats()
+    assert stats["bad_rows"] == 2 and stats["trained"] == stats["produced"] == 24 and stats["epoch_rows"] == 7
+    restarted.report("rank 1", [], CacheCounts())
+    assert restarted.stats()["epoch_rows"] == 7
 
 
 def test_the_first_example_is_read_before_anything_starts(tmp_path):
