@@ -21,10 +21,14 @@ def reach(address: str) -> str:
     """
     if address == "auto":
         address = services.get_ray_address_from_environment("auto", None)
+    if address.startswith(("http://", "https://")):
+        raise ConnectionError("this is a dashboard, for `ray job`; the cluster's own address is HOST:PORT, port 6379")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return address
-    _connect(host, int(port))
+    if int(port) > 65535:
+        raise ConnectionError(f"port {port} is above 65535")
+    _connect(host.strip("[]"), int(port))
     _greet(f"{host}:{port}")
     if _is_loopback(host) and not _listens_beyond_loopback(int(port)):  # a run on this machine, of this user
         keep_to_loopback()
@@ -55,7 +59,7 @@ def _connect(host: str, port: int) -> None:
 def _greet(address: str) -> None:
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=_TIMEOUT_SEC)
         except grpc.FutureTimeoutError as error:
