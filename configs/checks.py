@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from configs.data import OnlineData
 from configs.evaluation_checks import EVALUATION_CHECKS
 from configs.learner import AsyncSchedule, SyncSchedule
-from configs.model import FLOW_FAMILIES
+from configs.model_checks import MODEL_CHECKS
 from configs.rollout import ResourcesSection
 from configs.sampling_checks import SAMPLING_CHECKS
 from configs.sources import objective_problems
@@ -25,31 +25,6 @@ _RAY_OWN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 def problems(config: AtelierConfig) -> list[str]:
     """A sentence for every contradiction."""
     return [sentence for check in CHECKS for sentence in check(config)]
-
-
-# Model family
-
-
-def _family_fits_the_settings(config: AtelierConfig) -> Iterator[str]:
-    family, objective = config.model.family, config.learner.objective
-    if family in FLOW_FAMILIES and objective.type != "spo":
-        yield (
-            f"learner.objective.type = {objective.type} with model.family = {family}: that loss is written for noise "
-            "predictions and for steps that all have noise, and a flow has neither. Set learner.objective.type to spo, "
-            "or train a diffusion family."
-        )
-    if family in FLOW_FAMILIES and getattr(objective, "pixel", None) is not None:
-        yield (
-            f"learner.objective.pixel with model.family = {family}: the pixel term reads predictions of noise, and a "
-            "flow predicts a velocity. Leave pixel out, or train a diffusion family."
-        )
-    if family == "flux" and config.noise.negative_prompt:
-        yield (
-            f"noise.negative_prompt = {config.noise.negative_prompt!r} with model.family = flux: FLUX's guidance is an "
-            "input of its network and has no negative prompt. Leave it empty."
-        )
-    if not config.model.t5 and family != "sd3":
-        yield f"model.t5 = false with model.family = {family}: only sd3 works without T5. Leave model.t5 true."
 
 
 # Batches, queue, staleness
@@ -196,7 +171,7 @@ def _resources(config: AtelierConfig) -> Iterator[tuple[str, str, ResourcesSecti
 CHECKS: tuple[Callable[[AtelierConfig], Iterator[str]], ...] = (
     *SAMPLING_CHECKS,
     objective_problems,
-    _family_fits_the_settings,
+    *MODEL_CHECKS,
     _ranks_share_a_batch,
     _queue_holds_a_batch,
     _chunk_fits_a_batch,

@@ -7,9 +7,19 @@
     ..with a pixel term     + decoder in float32 + the activations of decoding, which its picture size fixes
     ..on a data set         + autoencoder + text encoders, which encode the rank's own rows
 
-Other activations, CUDA's own few hundred MB and the allocator's spare blocks come on top: they depend on batch and
-picture and are not estimated here. A worker's grow with rollout.workers.max_batch, a learner rank's with
-learner.micro_batch_pairs, and shrink with model.gradient_checkpointing.
+Where the whole network of N parameters is trained (model.trainable: full), its weights are float32 everywhere:
+
+    worker    = 4 N, and 4 N for the frozen copy where it evaluates the reference, in place of network and adapter
+    evaluator = 8 N: the copy is the base that it compares with
+    learner   = weights, gradients, the optimiser's own copy of the weights (ZeRO 1 to 3), two moments; R ranks:
+                ZeRO 0: 16 N   1: 8 N + 12 N / R   2: 4 N + 16 N / R   3: 20 N / R
+                and 4 N, on every rank, for the frozen copy where the learner evaluates the reference;
+                offload leaves the weights (ZeRO 1, 2), or nothing (3), on the GPU
+
+Other activations, CUDA's own few hundred MB, DeepSpeed's bucket of gradients (2 GB) and the allocator's
+spare blocks come on top: they depend on batch and picture and are not estimated here. A worker's grow with
+rollout.workers.max_batch, a learner rank's with learner.micro_batch_pairs, and shrink with
+model.gradient_checkpointing.
 """
 
 from __future__ import annotations
@@ -56,17 +66,39 @@ def expected_memory(config: AtelierConfig) -> dict[str, float]:
     if model.pretrained == MINIATURE:
         return {}
     size, width = SIZES[model.family], _bytes_each(model, config.learner.resources.gpus > 0)
-    adapter = size.adapter_per_rank * model.lora.rank
-    text = size.text - (0.0 if model.t5 else size.t5)
-    network = size.network * width
-    scorer = STEP_AWARE_VIT_H * 4 if getattr(config.rollout.scorer, "type", None) == "step_aware" else 0.0
-    worker = network + (size.autoencoder + text) * width + adapter * 4 + scorer
-    ranks = config.learner.ranks if config.learner.engine.zero_stage == 3 else 1
-    learner = network / ranks + adapter * 16 + pixel_bytes(config) / 1e6
+    others = (size.autoencoder + size.text - (0.0 if model.t5 else size.t5)) * width
+    sides = _with_adapter(config, size, width) if model.trainable == "lora" else _whole_network(config, size)
+    worker, learner, evaluator = sides
+    learner += pixel_bytes(config) / 1e6
+    beside = others + _scorer(config)
     if isinstance(config.data, OnlineData):
-        return {"rollout worker": worker * 1e6, "learner rank": learner * 1e6, "evaluator": worker * 1e6}
-    learner += (size.autoencoder + text) * width
-    return {"learner rank": learner * 1e6, "evaluator": worker * 1e6}
+        roles = {"rollout worker": worker + beside, "learner rank": learner, "evaluator": evaluator + beside}
+    else:
+        roles = {"learner rank": learner + others, "evaluator": evaluator + beside}
+    return {role: amount * 1e6 for role, amount in roles.items()}
+
+
+def _with_adapter(config: AtelierConfig, size: FamilySize, width: int) -> tuple[float, float, float]:
+    """Network and adapter in worker, learner rank and evaluator, in millions of bytes."""
+    network, adapter = size.network * width, size.adapter_per_rank * config.model.lora.rank
+    ranks = config.learner.ranks if config.learner.engine.zero_stage == 3 else 1
+    return network + adapter * 4, network / ranks + adapter * 16, network + adapter * 4
+
+
+def _whole_network(config: AtelierConfig, size: FamilySize) -> tuple[float, float, float]:
+    """The same where every weight is trained."""
+    weights, side = size.network * 4, config.learner.reference_side
+    engine = config.learner.engine
+    whole, shared = {0: (4.0, 0.0), 1: (2.0, 3.0), 2: (1.0, 4.0), 3: (0.0, 5.0)}[engine.zero_stage]
+    if engine.offload == "cpu":
+        whole, shared = (0.0 if engine.zero_stage == 3 else 1.0), 0.0
+    learner = whole + shared / config.learner.ranks + (side == "learner")
+    return weights * (1 + (side == "worker")), weights * learner, weights * 2
+
+
+def _scorer(config: AtelierConfig) -> float:
+    """Millions of bytes of the preference model."""
+    return STEP_AWARE_VIT_H * 4 if getattr(config.rollout.scorer, "type", None) == "step_aware" else 0.0
 
 
 def render_memory(config: AtelierConfig) -> str:
@@ -77,6 +109,11 @@ def render_memory(config: AtelierConfig) -> str:
     size = SIZES[config.model.family]
     lines = [f"Expected memory of one actor, weights and optimiser state alone, for {size.example}'s size:"]
     lines += [f"  {role}: {amount / GB:.1f} GB" for role, amount in memory.items()]
+    if config.model.trainable == "full":
+        lines.append(
+            f"Each publication passes {size.network * 4e6 / GB:.1f} GB through Ray's object store, in main memory: it "
+            f"needs room for three."
+        )
     lines.append("Activations come on top (rollout.workers.max_batch, learner.micro_batch_pairs); configs/memory.py.")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from configs.base import Section
 
 
 class LoraSection(Section):
-    """The low-rank adapter: the only trainable weights. They stay float32 whatever the base's dtype."""
+    """The low-rank adapter, where `model.trainable` is `lora`. Its weights are float32 whatever the base's dtype."""
 
     rank: int = Field(4, ge=1)
     """Rank of the adapter (step-wise paper: 4 for SD-1.5, 64 for SDXL)."""
@@ -40,9 +40,12 @@ class ModelSection(Section):
     t5: bool = True
     """SD3: load the T5 text encoder; without it, its tokens are zeros, as diffusers has it (about 9.5 GB less)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the frozen base; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Dtype of the frozen parts; `auto` is bfloat16 on a GPU and float32 on a CPU. A network that is trained whole has
+    float32 weights and computes in this dtype."""
     image_size: int | None = Field(None, ge=8)
     """Height and width of the pictures in pixels. Unset: the size the model was trained at."""
+    trainable: Literal["lora", "full"] = "lora"
+    """What is trained: `lora`, an adapter beside the frozen network; `full`, every weight of the network."""
     lora: LoraSection = LoraSection()
     """The adapter."""
     init_lora: str | None = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ from rollout.weights import write_atomically
 FORMAT_VERSION = 1
 MANIFEST = "COMMITTED.json"
 REWARDS = "rewards.safetensors"
+SMALL_FILES = 1 << 20
+"""Of a rank's shards: names, counters, the padding of partitions."""
 _ENGINE, _TAG, _QUEUE = "engine", "state", "queue.safetensors"
 
 
@@ -97,7 +100,8 @@ def save_checkpoint(
     """
     path = checkpoint_path(run_dir, counters.batch)
     _all_or_none(path, lambda: _begin(path, queue_state or b"", rewards_state) if rank == 0 else None)
-    _all_or_none(path, lambda: _reserve(path / f"reserve-{rank}", _shard_bytes(policy)))
+    most = shard_bytes(policy, config.learner.engine.zero_stage, rank, config.learner.ranks)
+    _all_or_none(path, lambda: _reserve(path / f"reserve-{rank}", most))
     engine.save_checkpoint(str(path / _ENGINE), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
     save_generators(path / f"rng-rank{rank}.safetensors", policy.device)
     torch.distributed.barrier()
@@ -150,9 +154,12 @@ def _all_or_none(path: Path, write: Callable[[], None]) -> None:
         )
 
 
-def _shard_bytes(policy: DiffusionPolicy) -> int:
-    """The most that a rank writes: weights, their float32 copy, two moments; the engine partitions some of it."""
-    return 16 * sum(getattr(p, "ds_numel", p.numel()) for _, p in policy.trainable_parameters())
+def shard_bytes(policy: DiffusionPolicy, zero_stage: int, rank: int, ranks: int) -> int:
+    """The most that a rank writes: weights, their float32 copy, two moments; what is not partitioned is rank 0's."""
+    trained = sum(getattr(p, "ds_numel", p.numel()) for _, p in policy.trainable_parameters())
+    partitioned = {0: 0, 1: 12, 2: 12, 3: 16}[zero_stage] * math.ceil(trained / ranks)
+    whole = {0: 16, 1: 4, 2: 4, 3: 0}[zero_stage] * trained if rank == 0 else 0
+    return partitioned + whole + SMALL_FILES
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -235,6 +242,7 @@ def identity(config: AtelierConfig) -> dict[str, Any]:
     return {
         "model.family": config.model.family,
         "model.pretrained": config.model.pretrained,
+        "model.trainable": config.model.trainable,
         "model.init_lora": config.model.init_lora,
         "model.init_lora_mode": config.model.init_lora_mode,
         "model.lora.rank": config.model.lora.rank,

@@ -1,8 +1,9 @@
-"""The DeepSpeed engine over a policy's network: ZeRO 0 to 3, with the adapter as the only trainable weights.
+"""The DeepSpeed engine over a policy's network: ZeRO 0 to 3, with an adapter or the whole network as trained weights.
 
 DeepSpeed runs in its float32 mode although the frozen base may be bfloat16: that keeps every parameter's own dtype and
-adds no autocast, so the learner's forward pass is the sampler's, bit for bit on the same batch. Its counter of
-accumulation steps is not used: the caller says which micro-batch is an update's last, and scales the loss itself.
+adds no autocast, so the learner's forward pass is the sampler's, bit for bit on the same batch (a network that is
+trained whole brings its own autocast: rollout/trainable.py). Its counter of accumulation steps is not used: the caller
+says which micro-batch is an update's last, and scales the loss itself.
 """
 
 from __future__ import annotations
@@ -151,14 +152,17 @@ def _apply_replicated_update(engine: Any) -> float:
     return norm
 
 
-def gather_adapter(engine: Any, policy: DiffusionPolicy) -> dict[str, Tensor]:
-    """A float32 CPU copy of the whole adapter on every rank. Collective under ZeRO-3: all ranks must call it."""
+def gather_adapter(engine: Any, policy: DiffusionPolicy, *, here: bool = True) -> dict[str, Tensor] | None:
+    """A float32 CPU copy of all trained weights on the ranks that want it `here`, None on the others.
+
+    Collective under ZeRO-3: all ranks must call it.
+    """
     import deepspeed
 
     partitioned = engine.zero_optimization_partition_weights()
     parameters = [parameter for _, parameter in policy.trainable_parameters()]
     with deepspeed.zero.GatheredParameters(parameters, modifier_rank=None, enabled=partitioned):
-        return policy.adapter_state()
+        return policy.adapter_state() if here else None
 
 
 def learning_rate(settings: OptimizerSection, step: int, total_steps: int) -> float:

@@ -39,7 +39,7 @@ from learner.kohya import kohya_state, without_kohya
 from learner.model_card import model_card
 from rollout.adapter import adapter_checksum, changes_nothing
 from rollout.assets import pipeline_path
-from rollout.policy import inject_lora
+from rollout.trainable import inject_lora
 
 logger = logging.getLogger(__name__)
 _NETWORKS = {
@@ -118,18 +118,21 @@ def _kohya_bytes(state: Mapping[str, Tensor], config: AtelierConfig, common: Map
 def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
     """Raises ValueError unless `state` has exactly the tensors that `model` trains, in their shapes and finite."""
     expected = adapter_shapes(model)
+    full = model.trainable == "full"
+    what = "network" if full else "adapter"
+    needs = model.pretrained if full else f"{model.pretrained} at rank {model.lora.rank}"
     for kind, names in (("missing", expected.keys() - state.keys()), ("surplus", state.keys() - expected.keys())):
         if names:
             first = ", ".join(sorted(names)[:3])
-            raise ValueError(f"adapter of {model.pretrained}: {len(names)} of {len(expected)} tensors {kind}: {first}")
+            raise ValueError(f"{what} of {model.pretrained}: {len(names)} of {len(expected)} tensors {kind}: {first}")
     for name, shape in sorted(expected.items()):
         if tuple(state[name].shape) != shape:
             raise ValueError(
-                f"adapter tensor {name} has shape {tuple(state[name].shape)}; {model.pretrained} at rank "
-                f"{model.lora.rank} needs {shape}. A sharded adapter must be gathered first"
+                f"{what} tensor {name} has shape {tuple(state[name].shape)}; {needs} needs {shape}. What is sharded "
+                f"must be gathered first"
             )
         if not bool(torch.isfinite(state[name]).all()):
-            raise ValueError(f"adapter tensor {name} has non-finite values; export an earlier checkpoint")
+            raise ValueError(f"{what} tensor {name} has non-finite values; export an earlier checkpoint")
     if changes_nothing(state):
         logger.warning(
             "the adapter of %s changes nothing: all of its B are 0; no update has reached it", model.pretrained
@@ -137,15 +140,16 @@ def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
 
 
 def adapter_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the adapter has on this model, from its configuration alone (no weights)."""
+    """Name and shape of every tensor that is trained on this model, from its configuration alone (no weights)."""
     network_class, folder = _NETWORKS[model.family]
     with torch.device("meta"):
         network = network_class.from_config(network_class.load_config(_config_place(model), subfolder=folder))
-        inject_lora(network, model.lora)
+        if model.trainable == "lora":
+            inject_lora(network, model.lora)
     return {
         name.replace(".default.", "."): tuple(parameter.shape)
         for name, parameter in network.named_parameters()
-        if ".lora_" in name
+        if model.trainable == "full" or ".lora_" in name
     }
 
 

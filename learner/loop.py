@@ -95,10 +95,10 @@ def train(
 
         # Publish, evaluate
         if batch == last or batch % _publish_every(config) == 0:
-            version, state = run.publish()
+            published = run.publish()
             every = config.evaluation.every_batches
-            if evaluate is not None and rank == 0 and every and batch % every == 0 and batch < last:
-                evaluate(version, state)
+            if evaluate is not None and published is not None and every and batch % every == 0 and batch < last:
+                evaluate(*published)
     run.finish()
     return TrainResult(run.counters, finished=run.counters.batch >= last)
 
@@ -120,7 +120,10 @@ class _Rank:
         self.counters = Counters()
         self._rank, self._world, self._config, self._device = rank, world, config, device
         self._queue, self._mailbox, self._metrics = queue, mailbox, metrics
-        self._policy = load_policy(config.model, config.noise, device, seed=config.run.seed, network_only=True)
+        reference = config.learner.reference_side == "learner"
+        self._policy = load_policy(
+            config.model, config.noise, device, seed=config.run.seed, network_only=True, reference=reference
+        )
         self._engine = build_engine(self._policy, config.learner)
         pixel = pixel_of(config.learner.objective) is not None
         decoder = load_decoder(config.model, device) if pixel else None
@@ -233,14 +236,15 @@ class _Rank:
         )
         self._saved = self.counters
 
-    def publish(self) -> tuple[AdapterVersion, bytes]:
-        """Publish the adapter from rank 0. Collective."""
-        adapter = gather_adapter(self._engine, self._policy)
+    def publish(self) -> tuple[AdapterVersion, bytes] | None:
+        """Publish the trained weights from rank 0, which returns them. Collective."""
+        self._published = self.counters
+        adapter = gather_adapter(self._engine, self._policy, here=self._rank == 0)
+        if adapter is None:
+            return None
         version = AdapterVersion(self.counters.step, self.counters.batch, self._attempt, adapter_checksum(adapter))
         state = serialise_adapter(adapter)
-        if self._rank == 0:
-            self._mailbox.publish(version, state)
-        self._published = self.counters
+        self._mailbox.publish(version, state)
         return version, state
 
     def finish(self) -> None:

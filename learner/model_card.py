@@ -1,4 +1,4 @@
-"""The model card beside an exported LoRA: what it is, how to load it, what it was trained with, what it measured."""
+"""The model card of an exported LoRA or model: what it is, how to load it, what it was trained with and measured."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ def model_card(
     `before` and `after`: metric -> value on the same prompts and seeds. `without_kohya`: why there is no file under
     kohya's names, None where there is one.
     """
-    name = config.run.name
+    name, full = config.run.name, config.model.trainable == "full"
     base = _MINIATURE_PLACE if config.model.pretrained == MINIATURE else config.model.pretrained
+    what = f"`{base}`, every weight of its network" if full else f"A LoRA for `{base}`,"
     return "\n".join(
         [
-            _front_matter(base),
+            _front_matter(base, "full-fine-tuning" if full else "lora"),
             f"# {name}\n",
-            f"A LoRA for `{base}`, post-trained to a taste with step-wise preference optimisation: {steps} optimiser "
+            f"{what} post-trained to a taste with step-wise preference optimisation: {steps} optimiser "
             "steps on preference pairs that the model drew itself and a step-aware preference model judged.\n",
-            f"Adapter sha256: `{adapter_sha256}`\n",
+            f"{'Network' if full else 'Adapter'} sha256: `{adapter_sha256}`\n",
             _usage(config, base, without_kohya),
             "## Results\n",
             _results(config, before, after),
@@ -47,11 +48,11 @@ def model_card(
     )
 
 
-def _front_matter(base: str) -> str:
+def _front_matter(base: str, tag: str) -> str:
     """Parsed by the hub: json.dumps quotes what YAML would misread."""
     return (
         f"---\nbase_model: {json.dumps(base)}\nlibrary_name: diffusers\n"
-        "tags: [lora, text-to-image, preference-optimization]\n---\n"
+        f"tags: [{tag}, text-to-image, preference-optimization]\n---\n"
     )
 
 
@@ -65,19 +66,19 @@ _PIPELINES = {
 
 
 def _usage(config: AtelierConfig, base: str, without_kohya: str | None) -> str:
-    noise, family = config.noise, config.model.family
+    noise, family, full = config.noise, config.model.family, config.model.trainable == "full"
     pipeline, ddim = _PIPELINES[family], family not in FLOW_FAMILIES
     imports = [f"from diffusers import {'DDIMScheduler, ' if ddim else ''}{pipeline}"]
     load = 'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")'
-    if family == "pixart":
+    if family == "pixart" and not full:
         imports.append("from peft import PeftModel")
         load = 'pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "peft")'
-    lines = [*imports, "", f"pipeline = {pipeline}.from_pretrained({json.dumps(base)})"]
+    lines = [*imports, "", f"pipeline = {pipeline}.from_pretrained({json.dumps('.' if full else base)})"]
     if ddim:
         lines.append("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)")
     eta = f", eta={noise.eta}" if ddim else ""
     lines += [
-        load,
+        *([] if full else [load]),
         "image = pipeline(",
         f'    "a prompt", num_inference_steps={noise.num_steps}, guidance_scale={noise.guidance_scale}{eta}',
         ").images[0]",
@@ -96,6 +97,11 @@ diffusers, in the folder that holds this file:
 
 
 def _elsewhere(config: AtelierConfig, without_kohya: str | None) -> str:
+    if config.model.trainable == "full":
+        return (
+            "The folder is a complete pipeline in float32 (`dtype=` of `from_pretrained` loads it narrower). There is\n"
+            f"no safety checker, and no file under kohya's names: {without_kohya}."
+        )
     if without_kohya is None:
         return (
             f"ComfyUI, AUTOMATIC1111 and others that read kohya's names: put `kohya/{config.run.name}.safetensors` "
@@ -126,10 +132,13 @@ def _results(config: AtelierConfig, before: Mapping[str, float], after: Mapping[
 
 def _settings(config: AtelierConfig, steps: int) -> str:
     lora, learner, sampler, noise = config.model.lora, config.learner, config.rollout.sampler, config.noise
-    rows = {
-        "optimiser steps": steps,
+    trained = {
         "rank, alpha": f"{lora.rank}, {lora.scale_numerator:g}",
         "target modules": ", ".join(lora.target_modules),
+    }
+    rows = {
+        "optimiser steps": steps,
+        **({"trained": "every weight of the network"} if config.model.trainable == "full" else trained),
         "learning rate": f"{learner.optimizer.lr:g}, {learner.optimizer.decay}",
         "objective": _listed(learner.objective.model_dump()),
         "prompts in a batch": learner.groups_per_batch,

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: final evaluation, before/after grid, LoRA files, summary.json, closing words."""
+"""What a finished run leaves: final evaluation, before/after grid, LoRA or model, summary.json, closing words."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from learner.best import keep_if_best
 from learner.cluster import Actors
 from learner.datasets.books import read_bad_rows
 from learner.export import export_lora
+from learner.export_model import export_model
 from learner.metrics_log import read_metrics
 from learner.summary import (
     BadRowLine,
@@ -66,7 +67,12 @@ def conclude(
     if config.checkpoint.best is not None:
         keep_if_best(config.run.path, config.checkpoint.best, version, state, after.metrics)
     adapter = deserialise_adapter(state)
-    lora = export_lora(adapter, config, steps=step, before=before.metrics, after=after.metrics)
+    evaluated = {"before": before.metrics, "after": after.metrics}
+    exported: dict[str, Path] = (
+        {"model": export_model(adapter, config, steps=step, **evaluated)}
+        if config.model.trainable == "full"
+        else {"lora": export_lora(adapter, config, steps=step, **evaluated).folder}
+    )
     queue = actors.queue.stats()
     summary = Summary(
         steps=step,
@@ -91,10 +97,10 @@ def conclude(
         summary,
         base_model=pipeline_path(config.model.pretrained),
         grid=config.run.path / GRID,
-        lora=lora.folder,
         checkpoints=config.run.path / "checkpoints",
         differences=differences(before, after),
         drift=after.drift,
+        **exported,
     )
     return words, int(changes_nothing(adapter))
 

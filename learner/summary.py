@@ -93,7 +93,7 @@ class Summary(_Strict):
     peak_memory_bytes: dict[str, int]
     """Role -> the most that one process of it held."""
     adapter_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """`adapter_checksum` of the exported adapter."""
+    """`adapter_checksum` of the exported weights: a LoRA's, or those of the whole network."""
     without_effect: str | None = None
     """Why the run changed nothing; None where it did."""
     data: DataBooksSummary | None = None
@@ -123,15 +123,16 @@ def closing_text(
     *,
     base_model: str,
     grid: Path,
-    lora: Path,
     checkpoints: Path,
     differences: Mapping[str, Interval],
+    lora: Path | None = None,
+    model: Path | None = None,
     drift: Mapping[str, float] | None = None,
 ) -> str:
     """The last thing on the console: the result with its 95 % intervals, where the files are, and what to run next.
 
-    base_model: directory or hub id. differences: after - before, may be empty. drift: as `EvalResult.drift`. Paths
-    below the working directory are shown relative to it.
+    base_model: directory or hub id. lora, model: the exported folder, one of the two. differences: after - before, may
+    be empty. drift: as `EvalResult.drift`. Paths below the working directory are shown relative to it.
     """
     lines = ["", f"Finished {summary.steps} steps in {format_duration(summary.wall_sec)}.", ""]
     if summary.without_effect is not None:
@@ -151,17 +152,18 @@ def closing_text(
     places = {
         "TensorBoard": f"{_tensorboard()} --logdir {_shown(run_dir / 'tb')}",
         "Before/after": _shown(grid),
-        "LoRA": _shown(lora),
+        **({"LoRA": _shown(lora)} if lora is not None else {}),
+        **({"Model": _shown(model)} if model is not None else {}),
         "Checkpoints": _shown(checkpoints),
         "Summary": _shown(run_dir / "summary.json"),
     }
     lines += ["", *(f"  {name + ':':<14}{place}" for name, place in places.items()), ""]
     lines += [
-        "Use the LoRA with diffusers:",
+        f"Use the {'model' if lora is None else 'LoRA'} with diffusers:",
         "",
-        "  from diffusers import StableDiffusionPipeline",
-        f'  pipeline = StableDiffusionPipeline.from_pretrained("{base}")',
-        f'  pipeline.load_lora_weights("{_shown(lora)}")',
+        "  from diffusers import DiffusionPipeline",
+        f'  pipeline = DiffusionPipeline.from_pretrained("{base if model is None else _shown(model)}")',
+        *([] if lora is None else [f'  pipeline.load_lora_weights("{_shown(lora)}")']),
         "",
     ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
     adapter   the adapter starts with the LoRA's weights: the reference stays the original base, and what this run
               exports is the whole change
     merged    the LoRA is added to the base, the adapter starts at nothing: the reference is where the last run ended,
-              and what this run exports comes on top of that LoRA
+              and what this run exports comes on top of that LoRA (contains it, where the whole network is trained)
 
 An exported LoRA carries alpha / rank inside B (learner/export.py). Shapes: a layer's A is [r, in] or [r, in, k, k], its
 B [out, r] or [out, r, 1, 1].
@@ -27,19 +27,21 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 _PREFIXES = ("unet.", "transformer.")
 
 
-def start_from_lora(
-    network: Any, adapter: Mapping[str, nn.Parameter], path: str, *, merged: bool, scale: float
-) -> None:
-    """Put the LoRA at `path` into `adapter` (name -> parameter), or, `merged`, into the base layers of `network`.
+def start_from_lora(network: Any, adapter: Mapping[str, nn.Parameter], model: ModelSection) -> None:
+    """Put the LoRA at `model.init_lora` into `adapter` (name -> parameter), or into the base layers of `network`.
 
-    `path` is a .safetensors file, a folder with one, or a run directory; `scale` is this adapter's alpha / rank.
+    The path is a .safetensors file, a folder with one, or a run directory; without one nothing happens.
     Raises ValueError for a file that is missing, damaged, or made for other layers (or, unmerged, another rank).
     """
+    if model.init_lora is None:
+        return
+    path = model.init_lora
     state = read_lora(path)
-    if merged:
+    if model.init_lora_mode == "merged":
         _merge(network, state, path)
         return
     check_fits(state, {name: tuple(parameter.shape) for name, parameter in adapter.items()}, path)
+    scale = model.lora.scale_numerator / model.lora.rank
     with torch.no_grad():
         for name, parameter in adapter.items():
             parameter.copy_(state[name] / scale if ".lora_B." in name else state[name])

@@ -1,49 +1,55 @@
-"""The policy: one diffusion model with its adapter, as sampler and learner both see it.
+"""The policy: one diffusion model with its trained weights, as sampler and learner both see it.
 
-Everything outside the networks is float32. The reference is the same network with the adapter switched off, in the
-same dtype and through the same code, so that the ratio of the two is 1 before the first update.
+Everything outside the networks is float32. The reference is the frozen base, in the same dtype and through the same
+code, so that the ratio of the two is 1 before the first update (rollout/trainable.py). "Adapter" below and in the names
+of files and fields is whatever is trained: a LoRA, or all of the network's weights.
 Shapes: B rows, C H W latent, h w pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from configs.model import LoraSection, ModelSection, NoiseSection
+from configs.model import ModelSection, NoiseSection
 from rollout.adapter import adapter_checksum
 from rollout.assets import pipeline_path
 from rollout.conditioning import Conditioning
 from rollout.families import FAMILIES, Family
 from rollout.init_lora import start_from_lora
+from rollout.trainable import FullWeights, LoraWeights, TrainedWeights, add_lora
 from rollout.transition import NoiseSchedule
 
-ADAPTER_NAME = "default"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class DiffusionPolicy:
-    """A diffusers model, its noise schedule and its adapter. Build it with `load_policy`."""
+    """A diffusers model, its noise schedule and its trained weights. Build it with `load_policy`."""
 
     def __init__(
-        self, family: Family, schedule: NoiseSchedule, noise: NoiseSection, latent_shape: tuple[int, int, int]
+        self,
+        family: Family,
+        schedule: NoiseSchedule,
+        noise: NoiseSection,
+        latent_shape: tuple[int, int, int],
+        weights: TrainedWeights | None = None,
     ) -> None:
+        """Without `weights`, a LoRA that diffusers has loaded, or none."""
         self.schedule = schedule
         self.latent_shape = latent_shape
         self.max_batch: int | None = None
         """Most rows in one call of network or decoder while no gradient is needed."""
         self._family = family
         self._noise = noise
+        self._weights = LoraWeights(family.network) if weights is None else weights
 
     @property
     def network(self) -> Any:
-        """The denoising network (nn.Module) that carries the adapter."""
+        """The denoising network (nn.Module)."""
         return self._family.network
 
     @property
@@ -103,29 +109,16 @@ class DiffusionPolicy:
 
         return self._in_parts(call, images)
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        """Inside, the network is the frozen base: adapter off, same path, same dtype.
-
-        The flag is set on the layers themselves: peft's public switch also toggles requires_grad, which would detach
-        the hooks that a training engine has put on the adapter's parameters.
-        """
-        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
-        for layer in layers:
-            layer._disable_adapters = True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer._disable_adapters = False
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the network is the frozen base: same path, same dtype. RuntimeError where it was not loaded."""
+        return self._weights.reference()
 
     def trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The adapter's parameters with stable names (`...to_q.lora_A.weight`), sorted by name."""
-        named = _adapter_of(self.network)
-        return sorted((name.replace(f".{ADAPTER_NAME}.", "."), p) for name, p in named)
+        """The trained parameters with stable names, sorted by name: `...to_q.lora_A.weight`, or the network's own."""
+        return self._weights.named()
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """A float32 CPU copy of the adapter."""
+        """A float32 CPU copy of the trained weights."""
         return {name: p.detach().float().cpu().clone() for name, p in self.trainable_parameters()}
 
     def load_adapter(self, state: Mapping[str, Tensor], checksum: str) -> None:
@@ -135,7 +128,7 @@ class DiffusionPolicy:
         """
         own = dict(self.trainable_parameters())
         if missing := sorted(own.keys() ^ state.keys()):
-            raise ValueError(f"adapter of another model or rank: {len(missing)} names differ, first {missing[:3]}")
+            raise ValueError(f"{self._weights.foreign}: {len(missing)} names differ, first {missing[:3]}")
         for name, parameter in own.items():
             if state[name].shape != parameter.shape:
                 found, wanted = tuple(state[name].shape), tuple(parameter.shape)
@@ -164,34 +157,45 @@ def load_policy(
     *,
     seed: int,
     network_only: bool = False,
+    reference: bool = True,
 ) -> DiffusionPolicy:
-    """Read the pipeline, freeze it, and give its network an adapter that changes nothing yet (B = 0).
+    """Read the pipeline, freeze it, and make what `model.trainable` names trainable; nothing is changed yet.
 
-    `seed` fixes the adapter's initialisation, so that every process starts from the same one. `network_only` leaves
-    out decoder and text encoder. The adapter is float32 whatever the base's dtype.
+    `seed` fixes an adapter's initialisation, so that every process starts from the same one. `network_only` leaves
+    out decoder and text encoder. `reference`: keep a copy for `DiffusionPolicy.reference` where the whole network is
+    trained. Trained weights are float32 whatever the base's dtype.
     """
     device = torch.device(device)
     dtype = resolve_dtype(model.dtype, device)
     path = pipeline_path(model.pretrained)
     family = FAMILIES[model.family].load(path, dtype, network_only=network_only, model=model)
-    return assemble_policy(family, model, noise, device, seed=seed)
+    return assemble_policy(family, model, noise, device, seed=seed, reference=reference)
 
 
 def assemble_policy(
-    family: Family, model: ModelSection, noise: NoiseSection, device: torch.device, *, seed: int
+    family: Family,
+    model: ModelSection,
+    noise: NoiseSection,
+    device: torch.device,
+    *,
+    seed: int,
+    reference: bool = True,
 ) -> DiffusionPolicy:
     """`load_policy` for a pipeline that is in memory already."""
     shape = family.latent_shape(model.image_size)
     schedule = family.schedule(noise, shape)
     family.to(device)
-    _add_adapter(family.network, model.lora, seed)
-    if model.init_lora is not None:
-        adapter = {name.replace(f".{ADAPTER_NAME}.", "."): p for name, p in _adapter_of(family.network)}
-        scale, merged = model.lora.scale_numerator / model.lora.rank, model.init_lora_mode == "merged"
-        start_from_lora(family.network, adapter, model.init_lora, merged=merged, scale=scale)
+    network = family.network
+    weights: TrainedWeights
+    if model.trainable == "lora":
+        weights = add_lora(network, model.lora, seed)
+        start_from_lora(network, dict(weights.named()), model)
+    else:
+        start_from_lora(network, {}, model)
+        weights = FullWeights(family, resolve_dtype(model.dtype, device), device, reference=reference)
     if model.gradient_checkpointing:
-        family.network.enable_gradient_checkpointing()
-    return DiffusionPolicy(family, schedule.to(device), noise, shape)
+        network.enable_gradient_checkpointing()
+    return DiffusionPolicy(family, schedule.to(device), noise, shape, weights)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -199,37 +203,3 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return _DTYPES[name]
-
-
-def _adapter_of(network: Any) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in network.named_parameters() if ".lora_" in name]
-
-
-def _add_adapter(network: Any, lora: LoraSection, seed: int) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        device = next(network.parameters()).device
-        inject_lora(network.to("cpu"), lora)
-        network.to(device)
-    for _, parameter in _adapter_of(network):
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-
-
-def inject_lora(network: Any, lora: LoraSection) -> None:
-    """Put an untrained adapter on the layers that `lora` names, by peft: not every diffusers network has its own way.
-
-    Raises ValueError when a name fits no layer.
-    """
-    layers = [name for name, _ in network.named_modules()]
-    for target in lora.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            raise ValueError(f"no layer of this network ends in model.lora.target_modules {target!r}")
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.scale_numerator,
-        lora_dropout=lora.dropout,
-        init_lora_weights="gaussian",
-        target_modules=list(lora.target_modules),
-    )
-    inject_adapter_in_model(config, network, ADAPTER_NAME)

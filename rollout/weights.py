@@ -1,9 +1,10 @@
-"""The weight mailbox: the newest adapter, versioned, checksummed, on disk, and handed out by reference.
+"""The weight mailbox: the newest trained weights, versioned, checksummed, on disk, and handed out by reference.
 
     learner rank 0 ── publish(version, bytes) ──► WeightMailbox ── wait_for / wait_change ──► pool: a batch is released
                                                      │    │  └─ latest() ─► (version, [ref]) ──► workers, between chunks
              adapters/<step>.safetensors ◄───────────┘    └──── history() ───────────► queue: which it accepts
              tmp + fsync + rename, reloaded after a restart
+             adapters/<step>.json: a version that groups may still carry, whose weights were let go
 
 `publish` wakes everyone who waits. A learner that restarts from a checkpoint publishes with a higher `attempt`: that
 takes back every version of later batches, which no group may carry any more.
@@ -29,16 +30,25 @@ from rollout.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
 _METADATA_KEY = "version"
+_KEEP_BYTES = 1 << 30  # a whole network is gigabytes: then no more are kept than a restart may need
+_KEPT_IN_ANY_CASE = 2  # the newest, and the one before for a restart that finds the newest damaged
 
 
 class WeightMailbox:
     """Plain asyncio class; `store` keeps bytes where workers can fetch them (`ray.put`) and returns the reference."""
 
-    def __init__(self, directory: Path, *, store: Callable[[bytes], Any], keep_files: int = 8) -> None:
-        """Reads the newest valid file of `directory`, created when missing; the `keep_files` newest stay there."""
+    def __init__(
+        self, directory: Path, *, store: Callable[[bytes], Any], keep_files: int = 8, keep_bytes: int = _KEEP_BYTES
+    ) -> None:
+        """Reads the newest valid file of `directory`, created when missing.
+
+        The `keep_files` newest versions stay there: with their weights as far as those take `keep_bytes` together (the
+        newest two in any case), the others by name.
+        """
         self._directory = directory
         self._store = store
         self._keep_files = keep_files
+        self._keep_bytes = keep_bytes
         self._changed = Wakeup()
         self._closed: str | None = None
         self._current: tuple[AdapterVersion, Any] | None = None
@@ -110,7 +120,7 @@ class WeightMailbox:
     def _reload(self) -> None:
         for leftover in self._directory.glob("*.tmp"):
             leftover.unlink()
-        versions: list[AdapterVersion] = []
+        versions: set[AdapterVersion] = set()
         newest: tuple[AdapterVersion, bytes] | None = None
         for path in self._directory.glob("*.safetensors"):
             try:
@@ -118,17 +128,39 @@ class WeightMailbox:
             except (OSError, KeyError, TypeError, ValueError) as error:
                 logger.error("skipping damaged adapter file %s: %s", path, error)
                 continue
-            versions.append(version)
+            versions.add(version)
             if newest is None or version.order > newest[0].order:
                 newest = version, data
         if newest is not None:
+            versions |= {version for version in self._without_weights() if version.order < newest[0].order}
             self._published = sorted(versions, key=lambda version: version.order)
             self._make_current(*newest)
 
+    def _without_weights(self) -> list[AdapterVersion]:
+        found = []
+        for path in self._directory.glob("*.json"):
+            try:
+                found.append(AdapterVersion(**json.loads(path.read_bytes())))
+            except (OSError, TypeError, ValueError) as error:
+                logger.error("skipping damaged record of a version %s: %s", path, error)
+        return found
+
     def _prune(self) -> None:
-        kept = {version.step for version in in_force(self._published)[-self._keep_files :]}
-        for path in self._directory.glob("*.safetensors"):
-            if path.stem.isdigit() and int(path.stem) not in kept:
+        kept = in_force(self._published)[-self._keep_files :]
+        room = self._keep_bytes
+        for place, version in enumerate(reversed(kept)):
+            weights, record = (self._directory / f"{version.step}.{kind}" for kind in ("safetensors", "json"))
+            if not weights.exists():
+                continue
+            room -= weights.stat().st_size
+            if room >= 0 or place < _KEPT_IN_ANY_CASE:
+                record.unlink(missing_ok=True)  # of a former attempt
+            else:
+                write_atomically(record, json.dumps(asdict(version)).encode())
+                weights.unlink()
+        steps = {version.step for version in kept}
+        for path in (*self._directory.glob("*.safetensors"), *self._directory.glob("*.json")):
+            if path.stem.isdigit() and int(path.stem) not in steps:
                 path.unlink(missing_ok=True)
 
 

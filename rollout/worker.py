@@ -142,7 +142,8 @@ def build_worker(config: AtelierConfig, worker_id: str, mailbox: WeightSource, q
     resources = config.rollout.workers.resources
     torch.set_num_threads(max(1, int(resources.cpus)))
     device = "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
-    policy = load_policy(config.model, config.noise, device, seed=config.run.seed)
+    reference = config.learner.reference_side == "worker"
+    policy = load_policy(config.model, config.noise, device, seed=config.run.seed, reference=reference)
     policy.max_batch = config.rollout.workers.max_batch
     sampler = build_sampler(config, policy, device)
     memory = partial(peak_memory_bytes, policy.device)

@@ -30,20 +30,25 @@ def read_pipeline(
     """The pipeline at `path`, and how many pixels one latent is wide.
 
     `path`: a directory, a hub id, or one .safetensors file (then `model.config` may name a directory or hub id with the
-    pipeline's configuration and tokenizers). `absent`: components to leave out, by name.
+    pipeline's configuration and tokenizers). `absent`: components to leave out, by name. A network that is trained
+    whole is read in float32, everything else in `dtype`.
     Raises ValueError naming file and names for a checkpoint that is damaged, incomplete or of another family.
     """
     given = dict(absent)
+    network_dtype = torch.float32 if model is not None and model.trainable == "full" else dtype
     if model is not None and model.vae is not None and "vae" not in absent:
         given["vae"] = read_part(AutoencoderKL, model.vae, None, dtype)
     if path.endswith(SUFFIXES):
-        pipeline, folder = read_single_file(classes[0], path, dtype, given, model)
+        pipeline, folder = read_single_file(classes[0], path, network_dtype, given, model)
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module) and name != network_part and network_dtype != dtype:
+                part.to(dtype)
         return pipeline, _scale(AutoencoderKL.load_config(folder, subfolder="vae"))
     index = _read_index(path)
     chosen = _choose(classes, index, path)
     for name, part_class in module_classes(index).items():
         if name not in given:
-            given[name] = read_part(part_class, path, name, dtype)
+            given[name] = read_part(part_class, path, name, network_dtype if name == network_part else dtype)
     try:
         pipeline = chosen.from_pretrained(path, dtype=dtype, **given)
     except (OSError, ValueError, KeyError, SafetensorError) as error:

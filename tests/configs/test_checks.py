@@ -113,6 +113,18 @@ CONTRADICTIONS = {
         "evaluation.measures holds judge, which reads the pictures of the miniature only, and model.pretrained = mine. "
         "Take judge out, or set model.pretrained to miniature."
     ),
+    ("model.trainable=full", "model.lora.rank=8"): (
+        "model.lora.rank = 8 with model.trainable = full: every weight of the network is trained, and there is no "
+        "adapter that it could describe. Set model.lora to {}, or model.trainable to lora."
+    ),
+    ("model.trainable=full", "model.init_lora=old"): (
+        "model.init_lora = old and model.init_lora_mode = adapter with model.trainable = full: there is no adapter to "
+        "start in. Set init_lora_mode to merged, which adds it to the network before training."
+    ),
+    ("model.trainable=full", "model.dtype=float16"): (
+        "model.dtype = float16 with model.trainable = full: gradients of the whole network underflow in float16 "
+        "without loss scaling, which there is none of here. Set dtype to bfloat16 or float32."
+    ),
 }
 
 ALLOWED = [
@@ -134,6 +146,7 @@ ALLOWED = [
     ("learner.engine.backend=nccl", "learner.ranks=2", "learner.resources.gpus=1"),
     ("learner.engine.offload=cpu", "learner.engine.zero_stage=3", "learner.resources.gpus=1"),
     ("evaluation.measures=[judge]",),
+    ("model.trainable=full", "model.lora={}", "model.init_lora=old", "model.init_lora_mode=merged"),
 ]
 
 CAUTIONS = {

@@ -21,7 +21,7 @@ from configs.memory import CLIP_BIG_G, CLIP_L, SIZES, STEP_AWARE_VIT_H, T5_XXL, 
 from configs.model import LoraSection
 from configs.pixel_memory import DECODER
 from reward.step_aware import StepAwarePreferenceModel
-from rollout.policy import inject_lora
+from rollout.trainable import inject_lora
 from tests.benchmarks.published import NETWORKS
 
 
@@ -110,6 +110,32 @@ def test_the_documented_figures_of_each_preset_are_the_formula_s():
         sides = (512, 1024, load_config(name).model.image_size)
         found = [expected_memory(load_config(name, [f"model.image_size={side}"]))["learner rank"] for side in sides]
         assert [float(text) for text in shown] == [pytest.approx(value / 1e9, abs=0.051) for value in found], name
+
+
+FULL = {"family": "sd", "pretrained": "checkpoint", "dtype": "bfloat16", "trainable": "full"}
+
+
+@pytest.mark.parametrize(
+    ("learner", "weights"),
+    [  # how often the 859.52 million float32 weights are on a rank's device
+        ({"engine": {"zero_stage": 0}}, 4),
+        ({"engine": {"zero_stage": 1}}, 2 + 3 / 2),
+        ({"engine": {"zero_stage": 2}}, 1 + 4 / 2),
+        ({"engine": {"zero_stage": 3}}, 5 / 2),
+        ({"engine": {"zero_stage": 2}, "reference_at": "learner"}, 1 + 4 / 2 + 1),
+        ({"engine": {"zero_stage": 2, "offload": "cpu"}, "resources": {"gpus": 1.0}}, 1),
+        ({"engine": {"zero_stage": 3, "offload": "cpu"}, "resources": {"gpus": 1.0}}, 0),
+    ],
+)
+def test_a_whole_network_by_hand(learner, weights):
+    config = build_config({"model": FULL, "learner": {"ranks": 2, **learner}, "evaluation": {"measures": []}})
+    memory = expected_memory(config)
+    assert memory["learner rank"] == pytest.approx(859.52e6 * 4 * weights)
+    others = (83.65 + 123.06) * 2e6 + 1306.16 * 4e6
+    copies = 1 if "reference_at" in learner else 2
+    assert memory["rollout worker"] == pytest.approx(859.52e6 * 4 * copies + others)
+    assert memory["evaluator"] == pytest.approx(859.52e6 * 4 * 2 + others)
+    assert "passes 3.4 GB through Ray's object store" in render_memory(config)
 
 
 def test_the_miniature_asks_for_nothing():

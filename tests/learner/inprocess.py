@@ -24,14 +24,22 @@ PROMPTS = ("a red disc", "a blue ring", "a green cross", "a black star", "a whit
 
 
 def small_config(
-    pipeline: Path, run_dir: Path, *, sampler: Mapping[str, Any] | None = None, **learner: Any
+    pipeline: Path,
+    run_dir: Path,
+    *,
+    sampler: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    **learner: Any,
 ) -> AtelierConfig:
-    """Two groups a batch, two updates, four denoising steps, sync. `sampler` replaces the step-wise one."""
+    """Two groups a batch, two updates, four denoising steps, sync.
+
+    `sampler` replaces the step-wise one, `model` adds to the model's settings.
+    """
     settings = {"groups_per_batch": 2, "updates_per_batch": 2, "micro_batch_pairs": 2, "max_batches": 4, **learner}
     return AtelierConfig.model_validate(
         {
             "run": {"name": "small", "dir": str(run_dir)},
-            "model": {"pretrained": str(pipeline)},
+            "model": {"pretrained": str(pipeline), **(model or {})},
             "noise": {"num_steps": 5, "guidance_scale": 2.0},
             "rollout": {
                 "sampler": {"num_candidates": 2, "threshold": 0.0} if sampler is None else dict(sampler),

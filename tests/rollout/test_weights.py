@@ -125,6 +125,31 @@ def test_only_the_newest_files_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["30.safetensors", "40.safetensors", "50.safetensors"]
 
 
+def test_large_weights_are_let_go_but_their_versions_stay_known(tmp_path):
+    versions = [make_version(step, batch) for batch, step in enumerate((0, 10, 20, 30, 40))]
+
+    async def scenario():
+        mailbox = open_mailbox(tmp_path, keep_files=4, keep_bytes=1)
+        for version, data in versions:
+            await mailbox.publish(version, data)
+        names = sorted(path.name for path in tmp_path.iterdir())
+        assert names == ["10.json", "20.json", "30.safetensors", "40.safetensors"]
+        reopened = open_mailbox(tmp_path)
+        assert (await fetch(reopened))[0] == versions[-1][0]
+        assert await reopened.history() == [version for version, _ in versions[1:]]
+
+        (tmp_path / "40.safetensors").write_bytes(b"damaged")
+        (tmp_path / "20.json").write_text("{}")
+        former = open_mailbox(tmp_path)
+        assert await former.history() == [versions[1][0], versions[3][0]]
+        again, data = make_version(20, 2, attempt=1)
+        await former.publish(again, data)
+        assert await fetch(former) == (again, again.sha256)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["10.json", "20.safetensors"]
+
+    asyncio.run(scenario())
+
+
 def test_a_write_that_fails_leaves_the_old_version_in_use(tmp_path, monkeypatch):
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
