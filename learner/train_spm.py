@@ -33,7 +33,7 @@ from learner.preference.train import training_pairs, validation_pairs
 from learner.preference.trainer import preference_rank
 from learner.progress import say
 from learner.run_dir import RunDir, RunDirError
-from learner.signals import Signals
+from learner.signals import Interrupted, Signals
 
 POLL_SEC = 0.5
 
@@ -87,7 +87,11 @@ def train(config: SpmConfig, run_dir: RunDir, address: str | None) -> int:
             say(f"Run {config.run.name} in {run_dir.path}: {_demand(config)}")
             if run_dir.checkpoint is not None:
                 say(f"Resuming after step {run_dir.counters.step} from {run_dir.checkpoint}")
+            signals.wait_for_batch()
             return _follow(config, run_dir, signals)
+    except Interrupted as interrupted:
+        say(f"Stopped by {interrupted} before training began")
+        return interrupted.status
     finally:
         ray.shutdown()
 

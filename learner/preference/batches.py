@@ -68,24 +68,29 @@ class PairBatches:
     def make(self, rows: Sequence[PairRow], positions: Sequence[int], timestep: int | None = None) -> PairTensors:
         """Tensors of rows at these positions of the order.
 
-        timestep: the same for every pair; unset, uniform over the model's training timesteps.
+        timestep: the same for every pair, where 0 is the clean picture itself; unset, uniform over the model's training
+            timesteps.
 
         Raises DataError, naming file and row, for a picture that cannot be read or a caption that cannot be tokenised.
         """
         clean = torch.stack([self._pixels(row, side) for side in (0, 1) for row in rows]).to(self._device)
         times, noise = self._draw(positions, timestep)
-        both_times, both_noise = times.repeat(2), noise.repeat(2, 1, 1, 1)
-        policy = self.policy
-        noised = add_noise(policy.schedule, policy.encode_images(clean), both_noise, both_times)
-        with policy.reference():
-            conditioning = policy.encode([row.caption for row in rows] * 2).to(self._device)
-            output = policy.predict(noised, both_times, conditioning)
-        images_0, images_1 = policy.decode(predict_x0(policy.schedule, output, noised, both_times)).chunk(2)
+        shown = clean if timestep == 0 else self._predicted(rows, clean, times, noise)
+        images_0, images_1 = shown.chunk(2)
         input_ids = torch.cat([self._tokens(row) for row in rows]).to(self._device)
         label_0, label_1 = self._label(rows, clean, input_ids)
         weights = torch.tensor([row.weight for row in rows], dtype=torch.float32, device=self._device)
         told = times if self._reads_time else torch.zeros_like(times)
         return PairTensors(images_0, images_1, told, input_ids, label_0, label_1, weights)
+
+    def _predicted(self, rows: Sequence[PairRow], clean: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+        """What the base predicts of pictures [2 B, 3, h, w], first and second of each pair noised alike."""
+        policy, both_times = self.policy, times.repeat(2)
+        noised = add_noise(policy.schedule, policy.encode_images(clean), noise.repeat(2, 1, 1, 1), both_times)
+        with policy.reference():
+            conditioning = policy.encode([row.caption for row in rows] * 2).to(self._device)
+            output = policy.predict(noised, both_times, conditioning)
+        return policy.decode(predict_x0(policy.schedule, output, noised, both_times))
 
     def _pixels(self, row: PairRow, side: int) -> Tensor:
         data = row.image_1 if side else row.image_0

@@ -31,6 +31,8 @@ def test_the_methods_numbers() -> None:
     assert (large.training.optimizer.lr, large.labels.by, large.labels.tie_margin) == (1e-6, "scorer", 0.1)
     for config in (small, large):
         training = config.training
+        optimizer = training.optimizer
+        assert (optimizer.warmup_steps, optimizer.decay, optimizer.final_lr_ratio) == (500, "linear", 0)
         assert training.ranks * training.micro_batch_pairs * training.accumulation == 4 * 16 * 16
         assert config.base.guidance_scale == 5 and config.validation.timesteps == [0, 251, 501, 701, 951]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from reward.losses import count_correct, preference_loss
 from reward.preprocess import clip_pixels
@@ -209,3 +210,60 @@ def test_learns_a_taste_that_turns_with_time(small_clip: Path) -> None:
         optimizer.step()
     right, counted = count_correct(a, b, wants_light, 1 - wants_light)
     assert right == counted == 16, loss
+
+
+PUBLISHED = {
+    "ViT-B/32": (768, 12, 32, 512, 8, 512, "quick_gelu"),
+    "ViT-L/14": (1024, 16, 14, 768, 12, 768, "quick_gelu"),
+    "ViT-H/14": (1280, 16, 14, 1024, 16, 1024, "gelu"),
+}
+"""Vision tower's width, heads and patch, text tower's width and heads, shared width, activation; one layer each."""
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_start_is_exact_at_the_published_widths(size: str) -> None:
+    """PickScore is a ViT-H/14: its features bit for bit, at any timestep, before the first step of training."""
+    width, heads, patch, text_width, text_heads, shared, act = PUBLISHED[size]
+    torch.manual_seed(3)
+    common = {"num_hidden_layers": 1, "hidden_act": act}
+    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads, "patch_size": patch}
+    text = {
+        "hidden_size": text_width, "intermediate_size": 4 * text_width, "num_attention_heads": text_heads,
+        "vocab_size": 64, "eos_token_id": 63, "bos_token_id": 62, "pad_token_id": 63,
+    }  # fmt: skip
+    config = CLIPConfig(text_config={**common, **text}, vision_config={**common, **vision}, projection_dim=shared)
+    plain = CLIPModel(config).eval()
+    model = StepAwarePreferenceModel(copy.deepcopy(plain)).eval()
+    pixels = torch.randn(3, 3, 224, 224)
+    ids = torch.cat([torch.randint(0, 60, (3, 76)), torch.full((3, 1), 63)], dim=1)
+    with torch.no_grad():
+        image = plain.get_image_features(pixel_values=pixels)
+        words = plain.get_text_features(input_ids=ids)
+        theirs = [getattr(output, "pooler_output", output) for output in (image, words)]  # transformers 4: bare tensors
+        assert torch.equal(model.image_features(pixels, torch.tensor([0, 501, 951])), theirs[0])
+        assert torch.equal(model.text_features(ids), theirs[1])
+
+
+def test_names_are_those_of_transformers_4_and_5() -> None:
+    """Spelled out: what the released checkpoints were saved with, whatever this version of transformers is."""
+    layer = [
+        f"{part}.{kind}"
+        for part in (
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "layer_norm1",
+            "layer_norm2", "mlp.fc1", "mlp.fc2",
+        )
+        for kind in ("weight", "bias")
+    ]  # fmt: skip
+    towers = [f"{tower}_model.encoder.layers.0.{name}" for tower in ("text", "vision") for name in layer]
+    norms = ("text_model.final_layer_norm", "vision_model.pre_layrnorm", "vision_model.post_layernorm")
+    wanted = {
+        *towers, *(f"{norm}.{kind}" for norm in norms for kind in ("weight", "bias")), "logit_scale",
+        "visual_projection.weight", "text_projection.weight", "text_model.embeddings.token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight", "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight", "vision_model.embeddings.position_embedding.weight",
+        *(f"vision_model{at}.adaLN_modulation.1.{k}" for at in ("", ".encoder.layers.0") for k in ("weight", "bias")),
+        *(f"t_embedder.mlp.{number}.{kind}" for number in (0, 2) for kind in ("weight", "bias")),
+    }  # fmt: skip
+    small = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    clip = CLIPModel(CLIPConfig(text_config=small, vision_config={**small, "image_size": 8, "patch_size": 4}))
+    assert set(StepAwarePreferenceModel(clip).state_dict()) == {f"model.{name}" for name in wanted}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPModel
 
+from configs.load import dump_config
 from configs.spm import SpmConfig
+from learner.checkpoint import list_committed
 from learner.preference.train import train_preference
 from reward import MINIATURE
 from tests.learner.inprocess import Telemetry
@@ -65,8 +70,6 @@ def test_the_command_trains_on_two_ranks_under_ray(tmp_path: Path, capsys: pytes
     source = render_folder(tmp_path / "pairs", 24)
     file = tmp_path / "spm.yaml"
     config = spm_config(source, tmp_path / "run", training={"ranks": 2, "micro_batch_pairs": 1})
-    from configs.load import dump_config
-
     file.write_text(dump_config(config))
     arguments = ["--config", str(file), "training.resources.cpus=0.5", "--address", "local"]
     assert main(arguments) == 0, capsys.readouterr()
@@ -77,3 +80,25 @@ def test_the_command_trains_on_two_ranks_under_ray(tmp_path: Path, capsys: pytes
     assert main(arguments) == 1 and "holds a run already" in capsys.readouterr().err
     assert main([*arguments, "training.max_steps=3", "--resume"]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["counters"]["step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_signal_ends_the_command_with_the_way_to_go_on(tmp_path: Path) -> None:
+    source = render_folder(tmp_path / "pairs", 24)
+    config = spm_config(source, tmp_path / "run", training={"max_steps": 500}, checkpoint={"every_steps": 1})
+    file = tmp_path / "spm.yaml"
+    file.write_text(dump_config(config))
+    command = [sys.executable, "-m", "learner.train_spm", "--config", str(file), "--address", "local"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("step "):
+                process.send_signal(signal.SIGTERM)
+                break
+        said += process.stdout.readlines()
+        assert process.wait() == 143, "".join(said)
+    assert "Stopped by SIGTERM; go on from the last checkpoint with: python -m learner.train_spm" in "".join(said)
+    assert list_committed(tmp_path / "run") and "Traceback" not in "".join(said)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from learner.checkpoint import CheckpointError, list_committed
+from learner.datasets.images import decode_image, to_pixels
 from learner.datasets.order import OrderedReader
 from learner.datasets.rows import DataError
 from learner.preference.batches import PairBatches, labels_from_scores
@@ -67,6 +68,8 @@ def test_pictures_are_predicted_with_shared_noise(source: Path, tmp_path: Path) 
     assert not torch.equal(batches.make(same, [7, 8]).timesteps, pairs.timesteps)
     clean = batches.make(rows, [5, 6], timestep=0)
     assert clean.timesteps.tolist() == [0, 0]
+    own = to_pixels(decode_image(rows[0].image_0, "first"), 64)
+    assert torch.equal(clean.images_0[0], own), "t = 0 is the clean picture itself"
     alone = batches.make(rows[1:], [6], timestep=0)
     assert torch.allclose(alone.images_0, clean.images_0[1:], atol=1e-4), "a row's noise is its position's"
     noisy = batches.make(rows, [5, 6], timestep=951)
