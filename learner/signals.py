@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+_ECHO_SEC = 1.0
 
 
 class Interrupted(Exception):
@@ -23,11 +27,15 @@ class Interrupted(Exception):
 class Signals:
     """Notes the first SIGINT or SIGTERM; a second one ends the process at once.
 
+    What follows within a second is an echo of the first: `timeout` and job systems signal the command, then its group.
+
     Before `wait_for_batch` there is no batch to finish: the first one raises Interrupted where the process is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.received: int | None = None
+        self._clock = clock
+        self._received_sec = 0.0
         self._raises = True
         self._former: dict[int, Any] = {}
 
@@ -57,7 +65,9 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if self._clock() - self._received_sec < _ECHO_SEC:
+                return
             raise SystemExit(128 + number)
-        self.received = number
+        self.received, self._received_sec = number, self._clock()
         if self._raises:
             raise Interrupted(number)

@@ -36,4 +36,4 @@ def test_a_local_run_is_on_loopback_and_found_there_without_settings():
         assert "error: no run named 'absent' on this cluster; running: none" in done.stderr, done.stderr
     finally:
         run.stdin.close()
-        run.wait(60)
+        run.wait(200)

@@ -11,8 +11,8 @@ import pytest
 BODY = """
 import os, signal, sys
 from learner.signals import Interrupted, Signals
-number = int(sys.argv[2])
-with Signals() as signals:
+number, now = int(sys.argv[2]), [0.0]
+with Signals(lambda: now[0]) as signals:
     if sys.argv[1] == "start-up":
         try:
             os.kill(os.getpid(), number)
@@ -23,7 +23,8 @@ with Signals() as signals:
     os.kill(os.getpid(), number)
     assert signals.received == number
     print(signals.name, flush=True)
-    if sys.argv[1] == "twice":
+    if sys.argv[1] in ("twice", "echo"):
+        now[0] = 5.0 if sys.argv[1] == "twice" else 0.5
         os.kill(os.getpid(), number)
 sys.exit(0)
 """
@@ -40,4 +41,5 @@ def test_start_up_ends_at_once_and_training_is_told(number, status):
     assert run("start-up", number).returncode == status
     noted = run("training", number)
     assert (noted.returncode, noted.stdout.strip()) == (0, number.name), noted.stderr
+    assert run("echo", number).returncode == 0, "the same request, to the process and to its group"
     assert run("twice", number).returncode == status
