@@ -132,6 +132,8 @@ class EvaluationSection(Section):
     """The first this many of them."""
     every_batches: int | None = Field(None, ge=1)
     """Global batches between evaluations. Unset: only before and after."""
+    max_waiting: int = Field(2, ge=1)
+    """Evaluations that may wait while one runs; when there is one more, the oldest is skipped (`eval/skipped`)."""
     seed: int = 20_000
     """Seed of the first prompt's noise; the n-th uses seed + n."""
     batch_size: int = Field(16, ge=1)

@@ -17,27 +17,24 @@ from typing import Any, Protocol
 
 import ray
 import torch
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.data import OnlineData
 from configs.learner import EngineSection
 from configs.rollout import ResourcesSection
 from configs.schema import AtelierConfig
-from learner.best import keep_if_best
 from learner.checkpoint import CheckpointError, list_committed
 from learner.datasets.books import BooksClient, create_books
 from learner.datasets.offline import open_offline_queue
 from learner.datasets.rows import DataError
+from learner.evaluations import create_desk
 from learner.interfaces import Queue
 from learner.loop import train
 from learner.telemetry import create_telemetry
 from rollout.actors import compute_options
-from rollout.contact_sheet import grid
-from rollout.evaluator import EvalResult, create_evaluator
+from rollout.evaluator import create_evaluator
 from rollout.memory import peak_memory_bytes
 from rollout.pool_actor import PoolClient, create_pool
 from rollout.replay_actor import QueueClient, create_queue
-from rollout.versions import AdapterVersion
 from rollout.weights_actor import MailboxClient, create_mailbox
 
 _CONTROLLER_FAILURES = 3  # Ray Train would retry its start for ever
@@ -169,7 +166,7 @@ def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.learner.resources.cpus)))
     device = get_device() if config.learner.resources.gpus else torch.device("cpu")
     committed = list_committed(config.run.path)  # newer than what the driver chose, after a restart
-    evaluations = EvaluationRequests(given["evaluator"], given["telemetry"], config)
+    evaluations = create_desk(given["evaluator"], given["telemetry"], given["queue"], config)
     try:
         result = train(
             context.get_world_rank(),
@@ -186,6 +183,8 @@ def learner_rank(given: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
     if result.finished:
         evaluations.wait()
+    if evaluations.failure is not None:
+        return {"error": evaluations.failure}
     return {**asdict(result), "peak_memory_bytes": peak_memory_bytes(device)}
 
 
@@ -207,43 +206,6 @@ class TelemetryClient:
 
     def resume_at(self, step: int) -> None:
         ray.get(self._actor.resume_at.remote(step))
-
-
-class EvaluationRequests:
-    """`learner.interfaces.EvaluationHook`: the evaluator works through requests while training goes on."""
-
-    def __init__(self, evaluator: Any, telemetry: Any, config: AtelierConfig) -> None:
-        self._evaluator = evaluator
-        self._telemetry = telemetry
-        self._config = config
-        self._latest: Any = None
-
-    def __call__(self, version: AdapterVersion, state: bytes) -> None:
-        result = self._evaluator.evaluate.remote(state, version.sha256)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # where run.dir is
-        record = ray.remote(num_cpus=0, scheduling_strategy=here)(_record_in_turn)
-        self._latest = record.remote(self._latest, result, self._telemetry, self._config, version, state)
-
-    def wait(self) -> None:
-        """Until every request is recorded. Raises what an evaluation raised."""
-        if self._latest is not None:
-            ray.get(self._latest)
-
-
-def _record_in_turn(
-    _former: None, result: EvalResult, telemetry: Any, config: AtelierConfig, version: AdapterVersion, state: bytes
-) -> None:
-    """One evaluation of a running training, after the one before it."""
-    record_evaluation(result, telemetry, version.step, config.evaluation.grid_size)
-    if config.checkpoint.best is not None:
-        keep_if_best(config.run.path, config.checkpoint.best, version, state, result.metrics)
-
-
-def record_evaluation(result: EvalResult, telemetry: Any, step: int, grid_size: int) -> None:
-    """Scores and a grid of the first pictures into telemetry."""
-    ray.get(telemetry.scalars.remote(step, result.scalars()))
-    picture = grid(result.images[:grid_size], result.prompts[:grid_size])
-    ray.get(telemetry.images.remote(step, {"eval/grid": picture}))
 
 
 def root_cause(error: BaseException) -> str:

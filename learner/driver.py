@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from configs.data import OnlineData
 from configs.schema import AtelierConfig
 from learner import cluster
+from learner.evaluations import record_evaluation
 from learner.progress import ProgressLine, say
 from learner.results import WORKER_MEMORY_TAG, conclude
 from learner.run_dir import RunDir
@@ -109,7 +110,7 @@ class Driver:
         if self._base is None and (wait or ray.wait([self._base_call], timeout=0)[0]):
             self._base = self._until(self._base_call)
             if self._run_dir.checkpoint is None:  # else it is in the telemetry already
-                cluster.record_evaluation(self._base, self._actors.telemetry, 0, self._config.evaluation.grid_size)
+                record_evaluation(self._base, self._actors.telemetry, 0, self._config.evaluation.grid_size)
 
     def _show(self, pool_stats: dict[str, Any]) -> None:
         if pool_stats.get("deaths", 0) > self._deaths:

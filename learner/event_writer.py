@@ -14,6 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from tensorboard.plugins.hparams.summary_v2 import HParam, Metric, hparams_config_pb, hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 _FLUSH_SEC = 10
@@ -32,6 +33,9 @@ class EventWriter:
     def scalar(self, tag: str, value: float, step: int, wall_time: float) -> None:
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
         self._add(Event(summary=summary), step, wall_time)
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        self._add(Event(summary=text_pb(tag, markdown)), step, time.time())
 
     def image(self, tag: str, png: bytes, size: tuple[int, int], step: int) -> None:
         """A PNG of `size` (width, height)."""

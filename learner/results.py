@@ -80,7 +80,7 @@ def conclude(
         groups=GroupBooks(**{name: queue[name] for name in ("produced", "trained", "dropped", "queued")}),
         pairs_trained=queue["pairs_trained"],
         reward=reward_ends(config.run.path),
-        eval=EvaluationEnds(before=before.metrics, after=after.metrics),
+        eval=EvaluationEnds(scorer=after.scorer, before=before.metrics, after=after.metrics),
         peak_memory_bytes={
             "driver": peak_memory_bytes(),
             "learner": outcome["peak_memory_bytes"],

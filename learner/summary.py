@@ -53,6 +53,8 @@ class RewardEnds(_Strict):
 class EvaluationEnds(_Strict):
     """Metrics on the held-out prompts, before and after training."""
 
+    scorer: str
+    """Full name of the scorer whose mean is `reward`: kind, version, weights, preparation of pictures."""
     before: dict[str, float]
     after: dict[str, float]
 
@@ -143,6 +145,7 @@ def closing_text(
         change = differences.get(name)
         interval = f"  ({change.mean:+.4g}, 95 % interval {change.low:+.4g} .. {change.high:+.4g})" if change else ""
         lines.append(f"  {name:<{width}}  {before[name]:9.4g} -> {after[name]:<9.4g}{interval}".rstrip())
+    lines += ["", f"  reward: the mean score of {summary.eval.scorer}"]
     if drift:
         lines += ["", "Changes of the pictures from the starting model, same prompts and seeds:", ""]
         lines += [f"  {tag:<{max(map(len, drift))}}  {change:+.4g}" for tag, change in drift.items()]

@@ -106,6 +106,12 @@ class Telemetry:
                 writer.image(tag, png, opened.size, step)
         writer.flush()
 
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """Writes a page of TensorBoard's TEXT tab."""
+        writer = self._open_writer()
+        writer.text(_checked(tag), markdown, step)
+        writer.flush()
+
     def hparams(self, config: Mapping[str, bool | int | float | str], metrics: Mapping[str, float]) -> None:
         """Shows the run, its settings and its final scores in TensorBoard's HPARAMS tab.
 

@@ -133,6 +133,8 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     assert [line["step"] for line in metrics(run_dir) if "loss/total" in line] == list(range(1, 9))
     evaluated = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluated if "eval/reward" in line] == [0, 4, 8]
+    (named,) = [tag for tag in evaluated[-1] if tag.startswith("eval/step_aware-")]
+    assert named == f"eval/{summary.eval.scorer}" and evaluated[-1][named] == evaluated[-1]["eval/reward"]
     best = max((line for line in evaluated if line.get("step") in (4, 8)), key=lambda line: line["eval/reward"])
     assert read_best(run_dir).value == best["eval/reward"] and read_best(run_dir).step == best["step"]
     assert [line["step"] for line in evaluated if "diversity/across_vendi" in line] == [0, 4, 8]

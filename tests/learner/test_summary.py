@@ -23,7 +23,11 @@ FIELDS = {
     "groups": {"produced": 110, "trained": 96, "dropped": {"stale": 4}, "queued": 10},
     "pairs_trained": 900,
     "reward": {"first": 20.5, "last": 21.5},
-    "eval": {"before": {"reward": 20.5, "judge/crisp": 0.25}, "after": {"reward": 21.5, "judge/crisp": 0.75}},
+    "eval": {
+        "scorer": "pickscore-v1-3f2a91c0-224px-crop",
+        "before": {"reward": 20.5, "judge/crisp": 0.25},
+        "after": {"reward": 21.5, "judge/crisp": 0.75},
+    },
     "peak_memory_bytes": {"learner": 2_000_000_000, "rollout": 1_000_000_000},
     "adapter_sha256": "ab" * 32,
     "without_effect": None,
@@ -93,6 +97,7 @@ def test_the_closing_text_says_where_everything_is(tmp_path: Path, monkeypatch: 
     assert "Finished 120 steps in 4m10s." in text
     assert "  judge/crisp       0.25 -> 0.75       (+0.5, 95 % interval +0.375 .. +0.625)" in text
     assert "  reward            20.5 -> 21.5\n" in text
+    assert "\n  reward: the mean score of pickscore-v1-3f2a91c0-224px-crop\n" in text
     assert "  .venv/bin/tensorboard --logdir runs/quickstart/tb\n" in text
     for place in ("before_after.png", "lora", "checkpoints", "summary.json"):
         assert f"runs/quickstart/{place}\n" in text

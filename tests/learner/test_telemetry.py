@@ -227,6 +227,7 @@ def test_tensorboard_shows_one_run_with_hparams_and_final_scores(
         telemetry = Telemetry(run_dir, resume_step=1 if attempt else None)
         if attempt == 0:
             telemetry.scalars(1, {"reward/final_mean": 1.0, "eval/judge/crisp": 0.25})
+            telemetry.text(0, "eval/scorers", "| what | curves |\n|---|---|\n| in use | `eval/red-1` |")
         telemetry.scalars(2, {"reward/final_mean": 2.0})
         telemetry.images(2, {"eval/grid": png_bytes(3)})
         telemetry.hparams(config, {"eval/judge/crisp": 0.75, "reward/final_mean": 2.0})
@@ -246,6 +247,8 @@ def test_tensorboard_shows_one_run_with_hparams_and_final_scores(
     assert group["hparams"]["learner.optimizer.lr"] == 6e-5
     scores = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
     assert scores["eval/judge/crisp"] == 0.75 and scores["reward/final_mean"] == 2.0
+    (page,) = ask(board, "text/text?run=quickstart%2Ftb&tag=eval%2Fscorers")
+    assert "<code>eval/red-1</code>" in page["text"], "which scorer `reward` is, beside the curves"
     assert list(ask(board, "scalars/tags")) == ["quickstart/tb"]
     assert list(ask(board, "images/tags")) == ["quickstart/tb"]
 
