@@ -4,8 +4,10 @@ score = head(e / |e|), e the image embedding of OpenAI's ViT-L/14; the head is f
 trained on ratings from 1 to 10. Two heads are published, `sac+logos+ava1-l14-linearMSE` and `ava+logos-l14-linearMSE`;
 the name says which. The prompt is not read. Preprocessing is open_clip's: 8 bits, antialiased bicubic, centre crop.
 
-Known taste: painterly, glossy, warm, soft-focus portraits and landscapes, shallow depth of field and even composition;
-optimised hard it gives the AI look itself, and since it reads no prompt, pictures that ignore theirs.
+Known taste: an audit (arXiv:2601.09896) found it to rate realistic landscapes, cityscapes and portraits of western and
+Japanese artists highest, and to keep pictures whose captions mention women rather than men; its raters were mostly
+English-speaking photographers and people who make pictures with AI. It reads no prompt, so that alone it rewards
+pictures that ignore theirs.
 """
 
 from __future__ import annotations

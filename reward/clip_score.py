@@ -3,8 +3,9 @@
 The paper scales by 2.5 and cuts at 0; here as commonly reported, times 100, and not cut: bad pictures keep their order.
 Preprocessing is that of HF's CLIP processor.
 
-Known taste: none for looks. It reads whether what the prompt names is there, like a bag of words: counting, binding of
-attributes and relations hardly count, written words in the picture count too much.
+Known taste: none for looks. It reads whether what the prompt names is there, like a bag of words: which attribute
+belongs to which object hardly counts (arXiv:2502.03566), and a word written in the picture counts as the thing itself
+(arXiv:2206.07835).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 score = 100 · cos(picture, prompt). Both versions are this code with another checkpoint; the name says which.
 Preprocessing is theirs: 8 bits, the *long* side to 224 by antialiased bicubic, black around what is not square.
 
-Known taste: clean, polished, illustration-like pictures with strong contrast and a clear subject (three of the four
-styles of its benchmark are animation, concept art and painting); plain photographs and quiet pictures lose.
+Known taste: that of HPD v2's rankers over pictures of 2022's models; three of the four styles of its benchmark are
+animation, concept art and painting, the fourth is photographs. As `reward/pickscore.py` says, detail can cost.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ Every other name is refused, and so is a missing one.
 Sizes are read off the weights; heads are 64 wide, as in both published towers. Preprocessing: 8 bits, antialiased
 bicubic on the short side, centre crop; prompts are cut at 35 tokens, so that long ones are judged by their beginning.
 
-Known taste: pictures that show what the prompt says, before looks (its raters judged alignment and fidelity); because
-the text reads every patch it minds objects and attributes more than the CLIP-based scorers do. 0 is an average picture.
+Known taste: rankings by experts, who also rated alignment with the text and fidelity, of pictures that Stable Diffusion
+made for users' prompts (ImageRewardDB, from DiffusionDB). 0 is an average picture, 1 a deviation above.
 """
 
 from __future__ import annotations

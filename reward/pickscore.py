@@ -3,8 +3,9 @@
 score = exp(logit_scale) · cos(picture, prompt), reported as it is: near 20, differences of 1 are large.
 Preprocessing is that of HF's CLIP processor: 8 bits, antialiased bicubic to 224 on the short side, centre crop.
 
-Known taste: bright, saturated, sharp, centred single subjects with much detail, as people pick in a fast side-by-side
-choice; prompts matter less than looks once the subject is there; small flaws (hands, text) cost little.
+Known taste: the general choice of Pick-a-Pic's users, which follows the prompt first: where it parts from looks,
+pictures with artifacts or colours that do not fit still win (arXiv:2406.04314, supplement 1). Scorers tuned from CLIP
+give low scores to pictures rich in detail (arXiv:2507.19002).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from transformers import CLIPConfig, CLIPModel
 
 from reward.preprocess import clip_pixels
-from reward.weights_file import load_strict, read_weights, write_weights
+from reward.weights_file import listed, load_strict, read_weights, write_weights
 
 FREQUENCY_WIDTH = 256
 """Width of the sinusoid (DiT's default)."""
@@ -92,17 +92,28 @@ def unit(features: Tensor) -> Tensor:
 
 
 def load_clip(clip_dir: Path | str) -> CLIPModel:
-    """A CLIP in HF's format. HF fills what a checkpoint lacks with random numbers and a warning; here that is an error.
+    """A CLIP in HF's format. HF fills what a checkpoint lacks, or has in another shape, with random numbers and ignores
+    what the model lacks, with a warning; here each is an error.
 
-    Raises ValueError where weights are truncated or missing, OSError where there are none.
+    Raises ValueError where weights are truncated, missing, surplus or of another shape, OSError where there are none.
     """
     try:
-        loaded: Any = CLIPModel.from_pretrained(clip_dir, output_loading_info=True)
+        loaded: Any = CLIPModel.from_pretrained(clip_dir, output_loading_info=True, ignore_mismatched_sizes=True)
     except SafetensorError as error:
         raise ValueError(f"CLIP weights in {clip_dir} cannot be read (truncated?): {error}") from error
     clip, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"CLIP weights in {clip_dir} are incomplete: missing {', '.join(missing)}")
+    if other := sorted(report["mismatched_keys"]):
+        name, found, wanted = other[0]
+        raise ValueError(
+            f"CLIP weights in {clip_dir} are another model's than its config.json's: {len(other)} of another shape, "
+            f"first {name} {list(found)} for {list(wanted)}"
+        )
+    if surplus := sorted(report["unexpected_keys"]):
+        raise ValueError(
+            f"CLIP weights in {clip_dir} are another model's: {len(surplus)} unexpected: {listed(surplus)}"
+        )
     return clip
 
 

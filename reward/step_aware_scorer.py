@@ -1,7 +1,8 @@
 """The step-aware preference model as a scorer: tokenises, remembers prompts, scores in batches without gradients.
 
-Known taste: a model started from PickScore inherits the preferences of Pick-a-Pic's annotators (bright, saturated,
-centred, detailed pictures) and their indifference to small flaws.
+Known taste: that of the pairs it was trained on; started from PickScore and trained on Pick-a-Pic, that of
+`reward/pickscore.py`. Its paper argues that, between candidates of one step, which share their layout, what decides is
+detail (arXiv:2406.04314).
 
 Shapes: B batch, L tokens, P width of the shared space.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from reward.base import Reads, check_inputs
+from reward.frozen import check_prompt, check_scores
 from reward.preprocess import clip_pixels
 from reward.step_aware import StepAwarePreferenceModel
 from reward.weights_file import weights_version
@@ -97,18 +99,21 @@ class StepAwareScorer:
     def score(self, images: Tensor, prompts: Sequence[str], timesteps: Tensor) -> Tensor:
         """float32 [B] for images [B, 3, H, W] in [-1, 1], B prompts and timesteps int64 [B]; on the model's device.
 
-        Raises ValueError where the arguments break the contract or a prompt cannot be tokenised.
+        Raises ValueError where the arguments break the contract or a prompt cannot be read (naming an empty one's row),
+        and FloatingPointError for a score that is not finite.
         """
         check_inputs(images, prompts, timesteps)
         device = self._model.model.logit_scale.device
-        text = torch.stack([self._text_features(prompt) for prompt in prompts])
+        text = torch.stack([self._text_features(prompt, row) for row, prompt in enumerate(prompts)])
         pixels = clip_pixels(images.to(device), self._model.image_size)
-        return self._model.score_features(self._model.image_features(pixels, timesteps.to(device)), text)
+        scores = self._model.score_features(self._model.image_features(pixels, timesteps.to(device)), text)
+        return check_scores(scores, prompts, self.name)
 
-    def _text_features(self, prompt: str) -> Tensor:
+    def _text_features(self, prompt: str, row: int) -> Tensor:
         """[P]. Each prompt is encoded alone: its features then do not depend on which others came with it, so a resumed
         run repeats an uninterrupted one bit for bit whatever was remembered."""
         if prompt not in self._text:
+            check_prompt(prompt, row, self.name)
             ids = tokenize(self._tokenizer, [prompt]).to(self._model.model.logit_scale.device)
             self._text[prompt] = self._model.text_features(ids)[0]
         self._text.move_to_end(prompt)

@@ -79,9 +79,15 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> Interv
     if len(before) != len(after):
         raise ValueError(f"{len(before)} values before but {len(after)} after; they are paired picture by picture")
     n, differences = _count(before), [b - a for a, b in zip(before, after, strict=True)]
-    mean = math.fsum(differences) / n
     if not _is_share([*before, *after]):
-        return _normal(differences, mean)
+        return _normal(differences, math.fsum(differences) / n)
+    return share_difference(differences)
+
+
+def share_difference(differences: Sequence[float]) -> Interval:
+    """The mean of n paired differences of shares, each in -1..1, with Agresti and Min's interval."""
+    n = _count(differences)
+    mean = math.fsum(differences) / n
     total, changed = math.fsum(differences), math.fsum(d * d for d in differences) + 1
     centre = total / (n + 2)
     half = _Z * math.sqrt(max(0.0, changed - total**2 / (n + 2))) / (n + 2)

@@ -1,6 +1,6 @@
 """How sure a mean over pictures is: bootstrap intervals, paired differences, win rates.
 
-Pictures of one prompt (`--repeats`) are not independent: their values are averaged first, and prompts are resampled.
+Pictures of one prompt (`--repeats`) are not independent: their values are averaged first, and prompts are counted.
 Shares (every value 0 or 1) and win rates get closed intervals instead: a bootstrap of ten wins in ten has no width.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollout.measures import Interval, mean_interval, paired_difference
+from rollout.measures import Interval, share_difference
 
 RESAMPLES = 10_000
 _Z2 = 1.959964**2
@@ -24,8 +24,8 @@ def bootstrap_mean(values: Sequence[float], prompts: Sequence[str], *, seed: int
     Raises ValueError when there is no value or their number is not that of the prompts.
     """
     by_prompt = per_prompt(values, prompts)
-    if all(value in (0.0, 1.0) for value in by_prompt):
-        return mean_interval(by_prompt)
+    if _are_shares(values):
+        return wilson(math.fsum(by_prompt) / len(by_prompt), len(by_prompt))
     return _bootstrap(np.asarray(by_prompt, dtype=np.float64), seed)
 
 
@@ -34,8 +34,8 @@ def bootstrap_difference(
 ) -> Interval:
     """Mean of after - before, paired by picture, with its 95 % interval. Errors as `bootstrap_mean`."""
     first, second = per_prompt(before, prompts), per_prompt(after, prompts)
-    if all(value in (0.0, 1.0) for value in [*first, *second]):
-        return paired_difference(first, second)
+    if _are_shares(before) and _are_shares(after):
+        return share_difference([b - a for a, b in zip(first, second, strict=True)])
     return _bootstrap(np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64), seed)
 
 
@@ -74,6 +74,10 @@ def per_prompt(values: Sequence[float], prompts: Sequence[str]) -> list[float]:
     for prompt, value in zip(prompts, values, strict=True):
         groups.setdefault(prompt, []).append(value)
     return [math.fsum(group) / len(group) for group in groups.values()]
+
+
+def _are_shares(values: Sequence[float]) -> bool:
+    return all(value in (0.0, 1.0) for value in values)
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> Interval:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from reward.images import decode_image
 from rollout.evaluation.pictures import write_json
 from rollout.geneval import rules
 from rollout.geneval.colours import ColourClassifier
@@ -61,10 +62,7 @@ def judge_all(items: Sequence[tuple[Path, Rule]], detector: Detector, colours: C
     """Judge pictures one by one. Raises ValueError naming a file that is no readable picture."""
     judged = []
     for file, rule in items:
-        try:
-            image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{file}: not a readable picture: {error}") from error
+        image = decode_image(file)
         verdict = judge(rule, detector.detect(image), partial(colours.classify, image))
         judged.append(Judged(file, rule, verdict))
     return judged

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from configs.scorers import AestheticScorer, HpsScorer, ImageRewardScorer, PickScoreScorer
@@ -51,6 +52,14 @@ def test_truncated(open_clip_files: tuple[str, Path], imagereward_files: tuple[P
     weights = clip / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="cannot be read"):
+        build_scorer(PickScoreScorer(clip=str(clip)))
+
+
+def test_a_clip_with_weights_that_the_model_lacks(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip", "small")
+    state = load_file(clip / "model.safetensors")
+    save_file({**state, "adapter.weight": torch.zeros(2)}, clip / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"clip are another model's: 1 unexpected: adapter\.weight"):
         build_scorer(PickScoreScorer(clip=str(clip)))
 
 

@@ -18,7 +18,7 @@ from reward.step_aware import StepAwarePreferenceModel
 from reward.step_aware_scorer import StepAwareScorer, load_tokenizer, tokenize
 from tests.tiny import MAX_TOKENS, tiny_tokenizer
 
-PROMPTS = ["a red cube", "a dog", "a red cube", "", "héllo 漢字 " * 9]
+PROMPTS = ["a red cube", "a dog", "a red cube", "x", "héllo 漢字 " * 9]
 Make = Callable[[Path], StepAwarePreferenceModel]
 
 

@@ -19,29 +19,53 @@ function span(interval, show, kind) {
   return `${show(interval.mean)}  (${bounds})`;
 }
 
-function showFigures() {
+// A change whose interval leaves 0 out stands out.
+const certain = (interval) => interval.low !== null && (interval.low > 0 || interval.high < 0);
+
+function figureRows(name, metric) {
+  return data.candidates.map((candidate, place) => {
+    const entry = metric.candidates[candidate];
+    const row = element("tr");
+    if (place === 0) {
+      row.append(element("th", { scope: "row", rowSpan: data.candidates.length, textContent: name }));
+    }
+    const change = entry.difference ? span(entry.difference, (v) => number(v, true), metric.kind) : "";
+    row.append(
+      element("td", { textContent: candidate }),
+      element("td", { textContent: span(entry.mean, number, metric.kind) }),
+      element("td", { textContent: change, className: entry.difference && certain(entry.difference) ? "certain" : "" }),
+      element("td", { textContent: entry.win_rate ? span(entry.win_rate.interval, percent) : "" }),
+    );
+    return row;
+  });
+}
+
+function figureTable(metrics) {
   const head = element("tr");
   for (const text of ["Metric", "Model", "Mean", "Change from base", "Win rate"]) {
     head.append(element("th", { scope: "col", textContent: text }));
   }
-  const body = element("tbody");
-  for (const [name, metric] of Object.entries(data.metrics)) {
-    data.candidates.forEach((candidate, place) => {
-      const entry = metric.candidates[candidate];
-      const row = element("tr");
-      if (place === 0) {
-        row.append(element("th", { scope: "row", rowSpan: data.candidates.length, textContent: name }));
-      }
-      row.append(
-        element("td", { textContent: candidate }),
-        element("td", { textContent: span(entry.mean, number, metric.kind) }),
-        element("td", { textContent: entry.difference ? span(entry.difference, (v) => number(v, true), metric.kind) : "" }),
-        element("td", { textContent: entry.win_rate ? span(entry.win_rate.interval, percent) : "" }),
-      );
-      body.append(row);
-    });
+  const body = element("tbody", {}, ...metrics.flatMap(([name, metric]) => figureRows(name, metric)));
+  return element("div", { className: "scroll", tabIndex: 0 }, element("table", {}, element("thead", {}, head), body));
+}
+
+// Scores in view; measures by their first word (judge, appearance, diversity), folded where they would hide the pictures.
+function showFigures() {
+  const all = Object.entries(data.metrics);
+  const scores = all.filter(([, metric]) => metric.kind === "score");
+  if (scores.length > 0) byId("metrics").append(figureTable(scores));
+  const groups = new Map();
+  for (const pair of all.filter(([, metric]) => metric.kind !== "score")) {
+    const group = pair[0].split("/")[0];
+    groups.set(group, [...(groups.get(group) ?? []), pair]);
   }
-  byId("metrics").append(element("thead", {}, head), body);
+  for (const [group, metrics] of groups) {
+    const moved = metrics.filter(([, metric]) => data.candidates.slice(1).some((c) => certain(metric.candidates[c].difference)));
+    const summary = `${group} (${metrics.length})` + (data.candidates.length > 1 ? `, ${moved.length} changed beyond chance` : "");
+    byId("metrics").append(
+      element("details", { open: all.length <= 12 }, element("summary", { textContent: summary }), figureTable(metrics)),
+    );
+  }
 }
 
 function showNotes() {

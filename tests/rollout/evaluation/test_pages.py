@@ -65,6 +65,10 @@ def test_comparison_page(study: Path, browser: Browser) -> None:
     assert browser.run("document.querySelector('#pictures .prompt').textContent").startswith(PROMPTS[0])
     assert "x is only a test" in browser.run("document.querySelector('.warning').textContent")
     assert browser.run("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+    assert browser.run("document.querySelectorAll('#metrics > div tbody tr').length") == 2, "the scorer's two models"
+    assert "m (1), 0 changed beyond chance" in browser.run(
+        "document.querySelector('#metrics details[open]').textContent"
+    )
     browser.run("document.getElementById('filter').focus()")
     browser.insert("picture 4")
     browser.until("document.querySelectorAll('#pictures > li').length === 1")

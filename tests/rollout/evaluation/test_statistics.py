@@ -53,6 +53,15 @@ def test_shares_get_the_closed_intervals() -> None:
     assert bootstrap_difference([0.0] * 10, ones, prompts(10)) == paired_difference([0.0] * 10, ones)
 
 
+def test_shares_over_several_pictures_of_a_prompt_keep_the_closed_intervals() -> None:
+    """Prompts are counted, not pictures; the same change everywhere is no proof of none anywhere else."""
+    texts = prompts(8) * 2
+    halves = [1.0] * 8 + [0.0] * 8
+    assert bootstrap_mean(halves, texts) == wilson(0.5, 8)
+    found = bootstrap_difference(halves, halves, texts)  # (0 ± 1.96 √1) / 10
+    assert (found.mean, found.n) == (0.0, 8) and found.high == -found.low == pytest.approx(0.1959964)
+
+
 def test_pictures_of_one_prompt_are_averaged_first() -> None:
     texts = ["a", "b", "a", "b"]
     assert per_prompt([1.0, 5.0, 3.0, 7.0], texts) == [2.0, 6.0]
