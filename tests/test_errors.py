@@ -20,14 +20,21 @@ from configs.rollout import QueueSection, WorkersSection
 from learner import cluster, connection, main
 from learner.best import keep_if_best
 from learner.checkpoint import MANIFEST, Counters, check_checkpoint, find_checkpoint, load_checkpoint
+from learner.evaluations import EvaluationDesk
 from learner.loop import _refuse_nonfinite
 from learner.run_dir import RunDir
 from learner.update import UpdateResult
+from reward.frozen import check_prompt, check_scores
+from reward.images import decode_image
+from reward.remote import RemoteScorer
+from reward.score_head import ScoreHead
+from reward.weights_file import read_weights
 from rollout.pool_gauges import StallClock
 from rollout.prompt_length import overlong_note
 from rollout.prompts import load_prompts
 from rollout.replay import ReplayQueue
 from rollout.versions import AdapterVersion
+from tests.http_servers import Scripted, serving
 from tests.learner.inprocess import single_process_group
 from tests.learner.test_checkpoint import Parts, small_config
 from tests.rollout.pool_fakes import FakeMailbox
@@ -50,6 +57,10 @@ class Place:
     def prompts(self, text: str, name: str = "p.txt") -> str:
         (self.folder / name).write_text(text)
         return str(self.folder / name)
+
+    def file(self, name: str, content: bytes) -> Path:
+        (self.folder / name).write_bytes(content)
+        return self.folder / name
 
     def inputs(self, *overrides: str) -> None:
         main.read_inputs(self.config(*overrides))
@@ -198,6 +209,21 @@ def stalled(alive: int) -> str | None:
     return clock.look(alive=alive, produced=1, waits_for_learner=False)
 
 
+def failed_evaluation(place: Place) -> str | None:
+    def work(version: AdapterVersion, state: bytes, skipped: int) -> None:
+        raise FloatingPointError("red-1 is nan")
+
+    desk = EvaluationDesk(work, 1, lambda sentence: None)
+    desk(AdapterVersion(4, 2, 0, "0"), b"")
+    desk.wait()
+    return desk.failure
+
+
+def answered(body: bytes) -> object:
+    with serving(Scripted([], body)) as url:
+        return RemoteScorer(url, retries=0)
+
+
 def load(*overrides: str) -> Callable[[Place], object]:
     return lambda place: place.config(*overrides)
 
@@ -264,6 +290,14 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     lambda place: refused_put(make_group(adapter_sha256="1" * 64)),
     lambda place: stalled(alive=0),
     lambda place: stalled(alive=2),
+    failed_evaluation,
+    lambda place: check_scores(torch.tensor([1.0, float("nan")]), ["one", "two"], "red-1"),
+    lambda place: check_prompt("  ", 0, "red-1"),
+    lambda place: read_weights(place.file("cut.pt", b"PK")),
+    lambda place: ScoreHead({"weight": torch.zeros(1)}, "checkpoint head.pth"),
+    lambda place: decode_image(place.file("torn.png", b"no picture")),
+    lambda place: RemoteScorer("http://127.0.0.1:1", retries=0, timeout_sec=60.0),
+    lambda place: answered(b"<html>"),
 )
 """In the order of the document's rows."""
 

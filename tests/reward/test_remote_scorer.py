@@ -7,9 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +20,13 @@ from reward.frozen import check_scores
 from reward.remote import RemoteScorer
 from reward.serve import create_server, main, parse_scorer
 from reward.wire import MAX_ANSWER_BYTES, decode_request, decode_scores, encode_request
+from tests.http_servers import CUT, DRIP, Answer, Scripted, serving
 from tests.reward.test_composed_scorers import HERE, Channel
 
 ROOT = Path(__file__).parents[2]
 IMAGES = torch.tensor([-1.0, -0.2, 0.6, 1.0, 0.0]).view(5, 1, 1, 1).expand(5, 3, 4, 6)
 PROMPTS = ["a", "кот", "漢字", "🐈", ""]
 CALL = (IMAGES, PROMPTS, torch.zeros(5, dtype=torch.int64))
-
-
-@contextmanager
-def serving(server: HTTPServer) -> Iterator[str]:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class Loud(Channel):
@@ -76,57 +63,6 @@ def test_the_server_says_what_is_wrong() -> None:
             RemoteScorer(url + "/elsewhere", retries=0)
     with pytest.raises(ValueError, match="reads latent"):
         create_server(Channel(0, reads="latent"))
-
-
-DRIP = "drip"
-CUT = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"scores"'
-Answer = tuple[int, bytes] | bytes | str | None
-
-
-class Scripted(ThreadingHTTPServer):
-    """Answers GET with a name; POST with the next of `answers`: a status and a body, not at all where it is None, or a
-    text sent as it is where it is bytes; for DRIP byte by byte and without an end, for CUT by half."""
-
-    daemon_threads = True
-
-    def __init__(self, answers: list[Answer], description: bytes | None = None) -> None:
-        self.asked, self.release = 0, threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply(200, description or b'{"name": "scripted", "reads": "pixels"}')
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                answer = answers[min(server.asked, len(answers) - 1)]
-                server.asked += 1
-                if answer is None:
-                    server.release.wait(60)
-                elif answer == DRIP:
-                    self.drip()
-                elif isinstance(answer, bytes):
-                    self.wfile.write(answer)
-                else:
-                    self.reply(*answer)
-
-            def drip(self) -> None:
-                """Never silent for long, and never done."""
-                with suppress(OSError):
-                    self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-                    while not server.release.wait(0.02):
-                        self.wfile.write(b" ")
-
-            def reply(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Handler)
 
 
 def scores(*values: float) -> tuple[int, bytes]:
