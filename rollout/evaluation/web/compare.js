@@ -34,15 +34,16 @@ function figureRows(name, metric) {
       element("td", { textContent: candidate }),
       element("td", { textContent: span(entry.mean, number, metric.kind) }),
       element("td", { textContent: change, className: entry.difference && certain(entry.difference) ? "certain" : "" }),
-      element("td", { textContent: entry.win_rate ? span(entry.win_rate.interval, percent) : "" }),
     );
+    if (metric.kind === "score") row.append(element("td", { textContent: entry.win_rate ? span(entry.win_rate.interval, percent) : "" }));
     return row;
   });
 }
 
 function figureTable(metrics) {
   const head = element("tr");
-  for (const text of ["Metric", "Model", "Mean", "Change from base", "Win rate"]) {
+  const wins = metrics[0][1].kind === "score" ? ["Win rate"] : [];
+  for (const text of ["Metric", "Model", "Mean", "Change from base", ...wins]) {
     head.append(element("th", { scope: "col", textContent: text }));
   }
   const body = element("tbody", {}, ...metrics.flatMap(([name, metric]) => figureRows(name, metric)));
