@@ -93,14 +93,15 @@ class ReplayQueue:
 
     async def _until_room(self, header: GroupHeader) -> str | None:
         """Wait until the group may come in (None), or until it need not (the answer)."""
-        asked = held = False
+        asked: int | None = None  # in which of the loads: what was known before a load is forgotten
+        held = False
         started = time.monotonic()
         try:
             while self._closed is None:
                 if not self._awaiting_state and header.ordinal not in self._buffer.arriving:
                     batch = self._buffer.batch_of(header.ordinal)
-                    if not asked and not self._versions.knows(header, batch):
-                        asked = True
+                    if asked != self._loads and not self._versions.knows(header, batch):
+                        asked = self._loads
                         await self._versions.refresh()
                         continue
                     if answer := self._unwanted(header):

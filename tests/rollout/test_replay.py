@@ -398,6 +398,25 @@ def test_after_going_back_versions_of_the_abandoned_attempt_are_superseded():
     run(scenario())
 
 
+def test_a_held_group_of_a_version_in_force_outlasts_the_learners_restart():
+    """Its version was asked for before the queue forgot what it knew: it has to be asked for again."""
+
+    async def scenario():
+        mailbox = Versions(version(0))
+        queue = ReplayQueue(QueueSection(capacity_groups=1), ASYNC, groups_per_batch=1, versions=mailbox)
+        await queue.put(*message(0))
+        state = await queue.state_dict()
+        mailbox.versions.append(version(1))
+        held = await start(queue.put(*message(1, 1)))
+        mailbox.versions.append(replace(version(1), attempt=1))  # the learner starts again, from batch 1
+        await queue.load_state_dict(state)
+        await queue.take(0, 0, 1, learner_step=1)
+        assert await held == "stored"
+        assert (await assert_books_close(queue))["refused"] == {}
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("other", "fault"),
     [
