@@ -1,7 +1,7 @@
 # make demo    train the bundled miniature to a taste, on this machine (minutes, no download of weights)
 # make test    the tests, without those marked slow
 # make lint    formatting, lint and types
-# make chaos   a seeded storm of kills over one tiny run; writes docs/chaos.md (a quarter of an hour)
+# make chaos   a seeded storm of kills over one tiny run; writes docs/chaos.md (half an hour)
 # make bench   throughput of one rollout worker and one learner rank
 # make ablations          do the objectives do what the papers say? Writes docs/ablations.md (hours; goes on where it was)
 # make ablations QUICK=1  one seed of the essential cells (half an hour on two free cores)

@@ -2,9 +2,10 @@
 
     python -m tests.chaos.storm --kills 33 --seed 0 --dir runs/chaos --report docs/chaos.md
 
-Kinds come in a seeded order. Each kill is kill -9 of real processes; the next one follows once the run has trained
-beyond the step at which it was hurt. A storm that is cut short goes on where it was when it is started again. At the
-end the run is finished in peace, and its books must close.
+Kinds come in a seeded order. Each kill is kill -9 of real processes, noted with what they were doing; the next one
+follows once the run has recovered: it has trained beyond the step at which it was hurt, the killed processes have
+successors, the queue's books close and the workers' adapters are ones in force. A storm that is cut short goes on where
+it was when it is started again. At the end the run is finished in peace, and its books must close.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from learner.checkpoint import list_committed, read_manifest
+from learner.checkpoint import MANIFEST, list_committed, read_manifest
 from learner.metrics_log import read_metrics
 from learner.summary import Summary, read_summary
+from tests.chaos.books import assert_each_once, committed_queue
+from tests.chaos.observer import Observer, Sight
+from tests.chaos.report import Kill, report
 from tests.learner.command import Command, tiny_settings
 
 KINDS = {
     "one rollout worker": ("ray::RolloutWorkerActor", 1),
-    "two rollout workers": ("ray::RolloutWorkerActor", 2),
     "all rollout workers": ("ray::RolloutWorkerActor", 99),
     "one learner rank": ("ray::RayTrainWorker", 1),
     "all learner ranks": ("ray::RayTrainWorker", 99),
@@ -39,21 +41,11 @@ KINDS = {
     "everything": ("", 0),
 }
 """Kind -> what Ray calls the processes, and how many are killed at once. `everything` is followed by --resume auto."""
-RECOVERY_SEC = 300
+RECOVERY_SEC = 900
+STARTS = 3
+"""How often the command is started in a row: a busy machine may miss the time that Ray gives its own start."""
 LAST_BATCHES = 8
-
-
-@dataclass(frozen=True)
-class Kill:
-    """One kill and what became of it."""
-
-    kind: str
-    processes: int
-    step: int
-    lowest_step: int
-    """The lowest optimiser step seen afterwards: below `step` when the learner went back to a checkpoint."""
-    recovery_sec: float
-    """Until an optimiser step beyond `step` was reported, and the killed processes had successors."""
+ENDLESS = 10**6
 
 
 def kinds(count: int, seed: int) -> list[str]:
@@ -65,14 +57,14 @@ def kinds(count: int, seed: int) -> list[str]:
 
 
 def settings(folder: Path) -> list[str]:
-    """A tiny asynchronous run of two ranks and three workers."""
+    """A tiny asynchronous run of two ranks and two workers."""
     if (folder / "settings.json").exists():
         given: list[str] = json.loads((folder / "settings.json").read_text())
         return given
     given = [
-        *tiny_settings(folder), "run.name=chaos", "schedule={type: async}", "rollout.workers.initial=3",
+        *tiny_settings(folder), "run.name=chaos", "schedule={type: async}", "rollout.workers.initial=2",
         "rollout.workers.resources={cpus: 0.25}", "checkpoint.every_batches=2", "checkpoint.max_failures=1000",
-        "evaluation.every_batches=20", "queue.capacity_groups=16",
+        "evaluation.every_batches=6", "queue.capacity_groups=16",
     ]  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(given))
     return given
@@ -87,9 +79,20 @@ class Storm:
         self._log = folder / "kills.jsonl"
         self.run_dir = folder / "run"
         self.kills = [Kill(**json.loads(line)) for line in _lines(self._log)]
-        self.run = self._start(10**6)
+        self._start(self.step())
 
-    def _start(self, max_batches: int) -> Command:
+    def _start(self, step: int) -> int:
+        """Start the run and train beyond `step`; returns the lowest step seen meanwhile."""
+        for _ in range(STARTS):
+            self.run = self._command(ENDLESS)
+            self.run.until(lambda: self.run.process.poll() is not None or self.run.pids("ray::PoolActor"), RECOVERY_SEC)
+            if "a local Ray cluster cannot be started" not in self.run.output():
+                break
+        lowest = self.until_trained_beyond(step)
+        self.observer = Observer(self.run.ray_address(), "chaos")
+        return lowest
+
+    def _command(self, max_batches: int) -> Command:
         return Command([*self._settings, f"learner.max_batches={max_batches}"], self.run_dir, "--resume", "auto")
 
     def step(self) -> int:
@@ -111,36 +114,79 @@ class Storm:
     def kill(self, kind: str, rng: random.Random) -> Kill:
         """Kill, wait until the run has recovered, and note it."""
         title, count = KINDS[kind]
-        step = self.step()
-        began = time.monotonic()
+        alive = self.run.until(lambda: self.run.pids(title), RECOVERY_SEC) if title else []
+        victims = rng.sample(alive, min(count, len(alive)))
+        doing, began = self._doing(kind, victims), time.monotonic()
         if kind == "everything":
-            processes = len(self.run.processes())
+            processes = [f"{len(self.run.processes())} processes"]
+            self.observer.close()
             self.run.kill_everything()
-            self.run = self._start(10**6)
-            lowest = self.until_trained_beyond(step)
+            step = self.step()
+            lowest = self._start(step)
         else:
-            pids = self.run.until(lambda: self.run.pids(title), RECOVERY_SEC)
-            victims = rng.sample(pids, min(count, len(pids)))
-            processes = len(victims)
-            began = time.monotonic()
+            processes = [f"{title} {pid}" for pid in victims]
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
-            lowest = self.until_trained_beyond(step)
-            self.run.until(lambda: set(self.run.pids(title)) - set(pids), RECOVERY_SEC)
-        done = Kill(kind, processes, step, min(lowest, step), round(time.monotonic() - began, 1))
+            step = self.step()
+            lowest = self.until_trained_beyond(step + 1)  # a dead rank's last report may still be on its way
+            self.run.until(lambda: len(set(self.run.pids(title)) - set(alive)) >= len(victims), RECOVERY_SEC)
+        recovery_sec = round(time.monotonic() - began, 1)
+        seen: Sight = self.run.until(self._sound, RECOVERY_SEC)
+        done = Kill(
+            kind, processes, doing, step, min(lowest, step), recovery_sec,
+            {name: seen.queue[name] for name in ("produced", "trained", "dropped", "queued", "refused")},
+        )  # fmt: skip
         with self._log.open("a") as file:
             file.write(json.dumps(asdict(done)) + "\n")
         self.kills.append(done)
         return done
 
+    def _sound(self) -> Sight | None:
+        """What is seen, once the books close and the adapters agree."""
+        seen = self.observer.look()
+        return seen if seen.books_close and seen.adapters_agree else None
+
+    def _doing(self, kind: str, victims: list[int]) -> str:
+        """What the processes that are about to die are doing."""
+        seen = self.observer.look()
+        workers = seen.workers if kind == "everything" else {pid: seen.workers.get(pid, "loading") for pid in victims}
+        if kind.endswith(("worker", "workers")):
+            return "; ".join(workers.values())
+        if kind.endswith(("rank", "ranks")):
+            return self._learner_does(seen)
+        queue, pool = seen.queue, seen.pool
+        if kind == "replay queue":
+            held, waiting = queue["waiting_producers"], queue["waiting_ranks"]
+            return f"holds {queue['queued']} groups, {held} producers held, {waiting} ranks waiting"
+        if kind == "weight mailbox":
+            return f"serves version {len(seen.published)} of those in force"
+        if kind == "rollout pool":
+            return f"{pool['busy']} workers busy, {pool['loading']} loading, {pool['chunks_in_flight']} chunks out"
+        if kind == "evaluator":
+            return "evaluates" if any("evaluate" in self._title(pid) for pid in victims) else "idle"
+        if kind == "telemetry":
+            return f"has step {self.step()}"
+        return "; ".join([f"learner {self._learner_does(seen)}", *workers.values()])
+
+    def _learner_does(self, seen: Sight) -> str:
+        if any(not (path / MANIFEST).exists() for path in (self.run_dir / "checkpoints").glob("batch-*")):
+            return "saves a checkpoint"
+        if waiting := seen.queue.get("waiting_ranks"):
+            return f"waits for a batch ({waiting} ranks)"
+        return f"trains batch {seen.queue.get('batch')}"
+
+    def _title(self, pid: int) -> str:
+        return self.run.processes().get(pid, "")
+
     def finish(self) -> Summary:
         """End the run as a user would, and finish it in peace a few batches later. The books close: Summary says so."""
+        self.observer.close()
         self.run.process.send_signal(signal.SIGTERM)
         status, output = self.run.finish(RECOVERY_SEC)
         assert status == 143, output
         self.run.assert_no_orphans()
         trained = read_manifest(list_committed(self.run_dir)[-1])["counters"]["batch"]
-        self.run = self._start(trained + LAST_BATCHES)
+        self.run = self._command(trained + LAST_BATCHES)
         status, output = self.run.finish(2 * RECOVERY_SEC)
         assert status == 0, output
         self.run.assert_no_orphans()
@@ -148,32 +194,12 @@ class Storm:
         assert summary.groups.trained == 4 * (trained + LAST_BATCHES), "no batch twice, none missing"
         steps = [line["step"] for line in read_metrics(self.run_dir / "metrics.jsonl") if "loss/total" in line]
         assert steps == list(range(1, summary.steps + 1)), "no step twice, none missing"
+        assert_each_once(committed_queue(self.run_dir))
         return summary
 
-
-def report(kills: Sequence[Kill], summary: Summary, seed: int) -> str:
-    """The Markdown page."""
-    rows = []
-    for number, kill in enumerate(kills, start=1):
-        happened = "went on" if kill.lowest_step >= kill.step else f"went back to step {kill.lowest_step}"
-        rows.append(f"| {number} | {kill.kind} | {kill.processes} | {kill.step} | {happened} | {kill.recovery_sec:g} |")
-    groups = summary.groups
-    dropped = ", ".join(f"{count} dropped ({reason})" for reason, count in groups.dropped.items()) or "0 dropped"
-    return f"""# A storm of {len(kills)} kills
-
-Written by `make chaos` (`python -m tests.chaos.storm --kills {len(kills)} --seed {seed}`): a tiny model with every
-real part, two learner ranks, three rollout workers, `schedule: async`, a checkpoint every two batches. Each line is
-kill -9 of that many processes at once; the seconds are until a step beyond the one it was hurt at was reported and
-killed processes had successors. After `everything` the command was started again with `--resume auto`.
-
-| # | killed | processes | at step | then | recovered after (s) |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-Afterwards the run was stopped by SIGTERM, resumed, and finished {LAST_BATCHES} batches later. The books:
-{groups.produced} groups produced = {groups.trained} trained + {dropped} + {groups.queued} still queued;
-{summary.steps} optimiser steps, each reported once; no process left over.
-"""
+    def end(self) -> None:
+        self.observer.close()
+        self.run.kill_everything()
 
 
 def _lines(path: Path) -> list[str]:
@@ -189,16 +215,15 @@ def main() -> int:
     options = parser.parse_args()
     storm = Storm(options.dir.resolve())
     try:
-        storm.until_trained_beyond(storm.step())
         for number, kind in enumerate(kinds(options.kills, options.seed)):
             if number < len(storm.kills):
                 continue  # done before this storm was cut short
             rng = random.Random(f"{options.seed}/{number}")
             time.sleep(rng.uniform(0, 3))  # anywhere in a batch
             print(f"{number + 1}/{options.kills}: {storm.kill(kind, rng)}", flush=True)
-        text = report(storm.kills, storm.finish(), options.seed)
+        text = report(storm.kills, storm.finish(), options.seed, LAST_BATCHES)
     finally:
-        storm.run.kill_everything()
+        storm.end()
     options.report.write_text(text)
     print(f"The books close; the report is in {options.report}")
     return 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -92,32 +94,36 @@ class Command:
         self.marker = uuid.uuid4().hex
         given = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", MARKER: self.marker, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "learner.main", *settings, f"run.dir={run_dir}", *more]
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would stop a long run)
         self.process = subprocess.Popen(
-            command, cwd=cwd, env={**os.environ, **given, **environment}, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=cwd, env={**os.environ, **given, **environment}, start_new_session=True,
+            stdout=self._output, stderr=subprocess.STDOUT,
         )  # fmt: skip
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return Path(f"/proc/self/fd/{self._output.fileno()}").read_text(errors="replace")
 
     def until(self, condition: Callable[[], Any], timeout_sec: float = FINISH_SEC) -> Any:
         """Wait for something in other processes or their files, which fire no event here; its first true value."""
         deadline = time.monotonic() + timeout_sec
-        while not (found := condition()):
-            if self.process.poll() is not None or time.monotonic() > deadline:
+        while True:
+            over = self.process.poll() is not None or time.monotonic() > deadline  # before the last look
+            if found := condition():
+                return found
+            if over:
                 self.kill_everything()
-                pytest.fail(
-                    f"did not come, exit status {self.process.poll()}:\n{self.process.communicate()[0][-4000:]}"
-                )
+                pytest.fail(f"did not come, exit status {self.process.poll()}:\n{self.output()[-4000:]}")
             time.sleep(0.1)
-        return found
 
     def finish(self, timeout_sec: float = FINISH_SEC) -> tuple[int, str]:
         """Exit status and output."""
         try:
-            output, _ = self.process.communicate(timeout=timeout_sec)
+            status = self.process.wait(timeout=timeout_sec)
         except subprocess.TimeoutExpired:
             self.kill_everything()
-            output, _ = self.process.communicate()
-            pytest.fail(f"still running after {timeout_sec} s:\n{output[-4000:]}")
-        return self.process.returncode, output
+            pytest.fail(f"still running after {timeout_sec} s:\n{self.output()[-4000:]}")
+        return status, self.output()
 
     def processes(self) -> dict[int, str]:
         """Process id and command line of everything that the command has started and that lives."""
@@ -143,6 +149,11 @@ class Command:
                 if each.status == psutil.CONN_LISTEN or (each.type == socket.SOCK_DGRAM and not each.raddr):
                     found.setdefault(each.laddr.ip, []).append(f"{title[:60]} :{each.laddr.port}")
         return found
+
+    def ray_address(self) -> str:
+        """HOST:PORT of the Ray that it has started for itself."""
+        lines = self.processes().values()
+        return next(found[1] for line in lines if (found := re.search(r"/raylet .*--gcs-address=(\S+)", line)))
 
     def kill_everything(self) -> None:
         """kill -9 of the command and of all of its processes."""
