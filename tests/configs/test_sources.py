@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from configs import AtelierConfig
+from configs import AtelierConfig, load_config
 from configs.objectives import REFERENCES, pixel_of
 from configs.sources import GIVES, OFFLINE_READS, READS
 
@@ -154,3 +155,19 @@ def test_a_pixel_term_of_no_weight_is_off(load: Load) -> None:
 def test_a_section_without_a_type_is_the_default_one(load: Load) -> None:
     config = load("learner: {objective: {beta: 2.0}}\nrollout: {sampler: {kappa: 701}}")
     assert (config.learner.objective.type, config.rollout.sampler.type) == ("spo", "stepwise")
+
+
+def documented_commands() -> list[list[str]]:
+    """Arguments of every `python -m learner.main` of the two pages."""
+    pages = [DOCUMENT, DOCUMENT.with_name("datasets.md")]
+    blocks = [block for page in pages for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    command = "python -m learner.main "
+    return [shlex.split(line, comments=True)[3:] for line in lines if line.startswith(command)]
+
+
+@pytest.mark.parametrize("arguments", documented_commands(), ids=lambda arguments: " ".join(arguments)[:60])
+def test_a_documented_command_is_accepted(arguments: list[str]) -> None:
+    named = arguments[0] == "--config"
+    config = load_config(arguments[1] if named else None, arguments[2:] if named else arguments)
+    assert config.learner.objective.type in FITTING
