@@ -249,6 +249,7 @@ def identity(config: AtelierConfig) -> dict[str, Any]:
         "model.lora.alpha": config.model.lora.scale_numerator,
         "model.lora.target_modules": list(config.model.lora.target_modules),
         "learner.objective.type": learner.objective.type,
+        "learner.objective.prompt_history": getattr(learner.objective, "prompt_history", None),
         "learner.ranks": learner.ranks,
         "learner.engine.zero_stage": learner.engine.zero_stage,
         "learner.engine.offload": learner.engine.offload,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.checkpoint import find_checkpoint
+from learner.checkpoint import CheckpointError, find_checkpoint
 from learner.loop import train
 from learner.telemetry import GROUPS
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group, small_config
@@ -97,6 +97,15 @@ def test_killed_and_resumed_equals_uninterrupted(pipeline, tmp_path, name):
     assert found.actor.version.sha256 == expected.actor.version.sha256
     for step, line in whole.lines.items():
         assert parts.lines[step]["loss/total"] == line["loss/total"]
+
+
+def test_rewards_of_another_history_are_refused_on_resume(pipeline, tmp_path):
+    objective, sampler = LOOPS["ddpo"]
+    learner = {"updates_per_batch": 1, "max_batches": 1}
+    run(small_config(pipeline, tmp_path, objective=objective, sampler=sampler, **learner), Telemetry())
+    longer = small_config(pipeline, tmp_path, objective={**objective, "prompt_history": 32}, sampler=sampler, **learner)
+    with pytest.raises(CheckpointError, match=r"prompt_history is 16 in the checkpoint and 32 in this run"):
+        run(longer, Telemetry(), resume_from=find_checkpoint("auto", tmp_path))
 
 
 PAIRS = [[2, 0, 1, 1], [1, 1, 0, 0]]
