@@ -11,8 +11,7 @@ from learner.checkpoint import CheckpointError, find_checkpoint
 from learner.loop import train
 from learner.telemetry import GROUPS
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group, small_config
-from tests.learner.ranks import run_ranks, train_on
-from tests.tiny import make_final_group, tiny_pipeline
+from tests.tiny import tiny_pipeline
 
 CPU = torch.device("cpu")
 FINAL = {"type": "final_pairs", "num_images": 3}
@@ -106,38 +105,3 @@ def test_rewards_of_another_history_are_refused_on_resume(pipeline, tmp_path):
     longer = small_config(pipeline, tmp_path, objective={**objective, "prompt_history": 32}, sampler=sampler, **learner)
     with pytest.raises(CheckpointError, match=r"prompt_history is 16 in the checkpoint and 32 in this run"):
         run(longer, Telemetry(), resume_from=find_checkpoint("auto", tmp_path))
-
-
-PAIRS = [[2, 0, 1, 1], [1, 1, 0, 0]]
-"""Pairs of the 4 groups of each batch. Rank 1 of 2 has none in batch 1."""
-LR = 1e-3
-
-
-def final_config(pipeline, folder, ranks):
-    objective, sampler = LOOPS["pixel-simpo"]
-    learner = {"groups_per_batch": 4, "updates_per_batch": 1, "max_batches": 2, "micro_batch_pairs": 3 // ranks}
-    return small_config(
-        pipeline, folder, objective=objective, sampler=sampler, ranks=ranks, optimizer={"lr": LR}, **learner
-    )
-
-
-def final_batches():
-    ordinals = iter(range(100))
-    return [[make_final_group(next(ordinals), pairs=n).to_bytes() for n in batch] for batch in PAIRS]
-
-
-def body(rank, world, pipeline, folder):
-    return train_on(rank, world, final_config(pipeline, folder, world), final_batches())
-
-
-@pytest.mark.timeout(900)
-def test_two_ranks_with_smaller_micro_batches_give_the_weights_of_one(pipeline, tmp_path):
-    wanted, wanted_lines = train_on(0, 1, final_config(pipeline, tmp_path / "one", 1), final_batches())
-    (found, lines), _ = run_ranks(2, tmp_path, body, pipeline, tmp_path / "two")
-    for step, line in wanted_lines.items():
-        assert lines[step]["loss/total"] == pytest.approx(line["loss/total"], rel=1e-4)
-        assert lines[step]["loss/grad_norm"] == pytest.approx(line["loss/grad_norm"], rel=1e-3)
-    for left, right in zip(found, wanted, strict=True):
-        for name in right:
-            # AdamW turns the rounding of a gradient near zero into a part of its step
-            assert torch.allclose(left[name], right[name], rtol=0, atol=0.05 * LR), name
