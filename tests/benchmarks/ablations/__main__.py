@@ -19,8 +19,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.benchmarks.ablations.cells import SEEDS, START, Cell, all_cells, quick_cells
+from tests.benchmarks.ablations.cells import START, Cell
 from tests.benchmarks.ablations.results import load_results
+from tests.benchmarks.ablations.tables import SEEDS, all_cells, quick_cells
 
 RESULTS = Path("docs/ablations")
 PAGE = Path("docs/ablations.md")

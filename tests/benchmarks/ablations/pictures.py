@@ -25,7 +25,7 @@ from tests.benchmarks.ablations.cells import FIRST_SEED, PICTURES_PER_PROMPT
 
 BATCH = 32
 RADII = 32
-KEPT = ("judge/crisp", "judge/caption")
+KEPT = ("judge/crisp", "judge/caption", "flaws/content")
 """Measures whose value is kept picture by picture, for paired intervals."""
 
 

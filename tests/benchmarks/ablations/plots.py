@@ -11,8 +11,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from tests.benchmarks.ablations.cells import SPO_TABLES, START, tables
+from tests.benchmarks.ablations.cells import START
 from tests.benchmarks.ablations.results import Result, Row, row_of
+from tests.benchmarks.ablations.tables import SPO_TABLES, tables
 
 PANELS = {
     "judge/crisp": "crisp, share of pictures",

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from rollout.measures import Interval
 from tests.benchmarks.ablations import __main__ as command
 from tests.benchmarks.ablations import cells
-from tests.benchmarks.ablations.cells import START, Cell, all_cells, method, quick_cells, tables
+from tests.benchmarks.ablations.cells import START, Cell
+from tests.benchmarks.ablations.findings import Statement, verdict
 from tests.benchmarks.ablations.plots import draw_all
 from tests.benchmarks.ablations.report import render_page
 from tests.benchmarks.ablations.results import evaluations_to, load_results, row_of
+from tests.benchmarks.ablations.tables import all_cells, finished, method, quick_cells, stepwise, tables
 
-SHARES = {"judge/crisp": "0011", "judge/caption": "0111"}
+SHARES = {"judge/crisp": "0011", "judge/caption": "0111", "flaws/content": "0000"}
 
 
 def test_every_cell_is_a_valid_run_and_only_what_matters_is_in_its_key():
@@ -53,7 +56,7 @@ def made_up(cell: Cell, folder: Path, crisp: str = "0011", **metrics: float) -> 
 def pictures_metrics() -> list[str]:
     """The names that the page reads."""
     look = ["high_frequency", "depth_of_field", "saturation", "brightness_spread", "mirror_symmetry", "palette_entropy"]
-    judged = ["judge/soft", "judge/hatched", "flaws/content", "flaws/unexplained", "detail/energy", "detail/rebuilt"]
+    judged = ["judge/soft", "judge/hatched", "flaws/unexplained", "detail/energy", "detail/rebuilt", *SHARES]
     return [*judged, *(f"appearance/{n}" for n in look), "diversity/within_spread", "diversity/across_spread"]
 
 
@@ -62,7 +65,7 @@ def test_a_finished_cell_is_not_run_again_unless_its_definition_changed(tmp_path
     assert command.missing(wanted, tmp_path) == wanted
     made_up(method("spo"), tmp_path)
     assert command.missing(wanted, tmp_path) == [START, method("dpo")]
-    changed = replace(method("spo"), settings=cells.stepwise(threshold=0.4))
+    changed = replace(method("spo"), settings=stepwise(threshold=0.4))
     assert command.missing([changed], tmp_path) == [changed]
     (tmp_path / "half.json").write_text('{"cell": "spo"')
     with pytest.raises(ValueError, match=r"half\.json: not a cell's result"):
@@ -85,7 +88,23 @@ def test_the_page_says_what_the_results_say(tmp_path):
     page = render_page(found)
     assert "| spo | 75 (+50; -17 .. +83) | 75 (+0; -33 .. +33) | 200 | 3 | 7 | 1 |" in page
     assert "| dpo | 75 ± 35 (+50) |" in page, "two seeds: their spread"
-    assert "4 of 91 cells, 3 of the 25" in page and "dpo (seeds 0, 1)" in page
+    assert "4 of 100 cells, 3 of the 27" in page and "dpo (seeds 0, 1)" in page
+
+
+def test_a_statement_is_decided_by_its_interval_over_the_seeds_that_both_have(tmp_path):
+    claim = Statement("a paper", "methods", "spo", "dpo")
+    assert claim.difference([]) is None
+    for seed, more, less in ((0, "1111", "0000"), (1, "1111", "0001"), (2, "0000", None)):
+        made_up(method("spo", seed), tmp_path, crisp=more)
+        if less is not None:
+            made_up(method("dpo", seed), tmp_path, crisp=less)
+    interval, seeds = claim.difference(load_results(tmp_path))
+    assert seeds == [0, 1] and interval.mean == 7 / 8 and verdict(interval) == "agrees"
+    back, _ = replace(claim, more="dpo", less="spo").difference(load_results(tmp_path))
+    assert back.mean == -7 / 8 and verdict(back) == "disagrees"
+    assert verdict(Interval(0.1, -0.1, 0.3, 8)) == "not told apart"
+    page = render_page(load_results(tmp_path))
+    assert "| step-wise | crisp, methods: spo | dpo | +88 (" in page and "| d3po |  | not run | 0 |" in page
 
 
 def test_pictures_are_drawn_for_what_has_run(tmp_path):
@@ -109,7 +128,7 @@ def test_the_committed_page_is_that_of_the_committed_results():
 @pytest.mark.timeout(600)
 def test_a_cell_trains_and_is_measured(tmp_path):
     """The real loop in a process of its own, on a small data set and two captions; and one that cannot run."""
-    settings = cells.finished({"type": "sft", "reduction": "mean"}, 1e-3, groups=4)
+    settings = finished({"type": "sft", "reduction": "mean"}, 1e-3, groups=4)
     cell = Cell("sft", settings, "images", budget=24, prompts=2, rows=8)
     broken = replace(cell, settings=cells.merged(settings, {"learner": {"groups_per_batch": 0}}))
     failed = command.run_all([cell, replace(broken, name="broken")], tmp_path, tmp_path / "work", jobs=1)

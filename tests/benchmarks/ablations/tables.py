@@ -1,0 +1,186 @@
+"""What is varied: the methods of the learning curves, and the tables, whose rows are cells that differ in one thing.
+
+The same settings are one cell in all tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from tests.benchmarks.ablations.cells import Cell, Settings, merged
+
+SEEDS = (0, 1, 2)
+SPO_TABLES = ("continuation", "preference", "candidates", "pair_rule", "range", "block")
+
+
+def stepwise(**sampler: Any) -> Settings:
+    """SPO with changes in its sampler."""
+    return {
+        "rollout": {"sampler": {"type": "stepwise", "num_candidates": 4, "threshold": 0.3, **sampler}},
+        "learner": {"objective": {"type": "spo"}, "updates_per_batch": 2, "optimizer": {"lr": 2e-3}},
+    }
+
+
+def finished(objective: Settings, lr: float, groups: int = 16) -> Settings:
+    """A loss on finished pictures of a data set."""
+    return {"learner": {"objective": objective, "groups_per_batch": groups, "optimizer": {"lr": lr}}}
+
+
+def trajectories(objective: Settings, lr: float, updates: int) -> Settings:
+    """A loss on whole trajectories, four of each prompt."""
+    learner = {"objective": objective, "groups_per_batch": 2, "updates_per_batch": updates, "optimizer": {"lr": lr}}
+    return {"rollout": {"sampler": {"type": "trajectory", "num_trajectories": 4}}, "learner": learner}
+
+
+SIMPO: Settings = {"type": "simpo", "reduction": "mean", "beta": 500.0}
+DPO: Settings = {"type": "dpo"}
+SFT: Settings = {"type": "sft", "reduction": "mean"}
+BOTH = {"pixel": {"weight": 2.0}}
+PIXEL_ONLY = {"pixel": {"weight": 2.0, "latent_weight": 0.0}}
+
+METHODS: dict[str, tuple[Settings, str | None]] = {
+    "spo": (stepwise(), None),
+    "mspo": (stepwise(block_length=4), None),
+    "d3po": (trajectories({"type": "d3po"}, 1e-3, 2), None),
+    "ddpo": (trajectories({"type": "ddpo"}, 1e-3, 2), None),
+    "dpo": (finished(DPO, 1e-3), "pairs"),
+    "mapo": (finished({"type": "mapo"}, 1e-3), "pairs"),
+    "simpo": (finished(SIMPO, 1e-3), "pairs"),
+    "pixel-simpo": (finished({**SIMPO, **BOTH}, 1e-3), "pairs"),
+    "sft": (finished(SFT, 1e-3, 32), "images"),
+    "pixel-sft": (finished({**SFT, **BOTH}, 1e-3, 32), "images"),
+}
+"""Name -> settings and data set."""
+
+
+def method(name: str, seed: int = 0) -> Cell:
+    settings, data = METHODS[name]
+    return Cell(name, settings, data, seed)
+
+
+# The tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells that differ in one thing. `rows`: what a row is called -> its cell with seed 0."""
+
+    title: str
+    rows: dict[str, Cell]
+
+
+def _spo_tables() -> dict[str, Table]:
+    spo = method("spo")
+
+    def other(name: str, **sampler: Any) -> Cell:
+        return Cell(f"spo-{name}", stepwise(**sampler))
+
+    def scored(name: str, factory: str) -> Cell:
+        scorer = {"type": "import", "target": f"tests.benchmarks.ablations.scorers:{factory}"}
+        return Cell(f"spo-{name}", merged(stepwise(), {"rollout": {"scorer": scorer}}))
+
+    def between(low: int, high: int) -> Cell:
+        return other(f"t{low}-{high}", kappa=high, min_timestep=low)
+
+    return {
+        "continuation": Table(
+            "SPO: which candidate the next step starts from",
+            {"random": spo, "win": other("win", continuation="win"), "lose": other("lose", continuation="lose")},
+        ),
+        "preference": Table(
+            "SPO: which preference model",
+            {
+                "step-aware": spo,
+                "step-aware, told t = 0 always": scored("without-time", "without_time"),
+                "plain, trained on clean pictures": scored("plain", "plain"),
+            },
+        ),
+        "candidates": Table(
+            "SPO: number of candidates k",
+            {"2": other("k2", num_candidates=2), "4": spo, "8": other("k8", num_candidates=8)},
+        ),
+        "pair_rule": Table(
+            "SPO: which two candidates make the pair",
+            {"best and worst": spo, "random two": other("random-pair", pair_rule="random")},
+        ),
+        "range": Table(
+            "SPO: target timesteps that draw candidates",
+            {
+                "0 to 1000": between(0, 1000),
+                "0 to 750": spo,
+                "0 to 500": between(0, 500),
+                "0 to 250": between(0, 250),
+                "250 to 750": between(250, 750),
+                "250 to 500": between(250, 500),
+                "500 to 750": between(500, 750),
+            },
+        ),
+        "block": Table(
+            "MSPO: transitions of a branch before it is scored",
+            {"1": spo}
+            | {str(n): method("mspo") if n == 4 else other(f"n{n}", block_length=n) for n in (2, 3, 4, 5, 6)},
+        ),
+    }
+
+
+def _pixel_table() -> Table:
+    def variant(name: str, objective: Settings) -> Cell:
+        return Cell(name, finished(objective, METHODS["simpo"][0]["learner"]["optimizer"]["lr"]), "pairs")
+
+    def supervised(name: str, pixel: Settings) -> Cell:
+        settings, data = METHODS["sft"]
+        return Cell(name, merged(settings, {"learner": {"objective": {**SFT, **pixel}}}), data)
+
+    def at_x0(pixel: Settings) -> Settings:
+        return {"pixel": {**pixel["pixel"], "decode": "x0"}}
+
+    return Table(
+        "Pixel paper: which space, with or without a reference, where errors are decoded",
+        {
+            "latent, no reference (SimPO)": method("simpo"),
+            "pixel, no reference": variant("simpo-pixel-only", {**SIMPO, **PIXEL_ONLY}),
+            "both, no reference (pixel-SimPO)": method("pixel-simpo"),
+            "both, no reference, at x0": variant("simpo-both-x0", {**SIMPO, **at_x0(BOTH)}),
+            "pixel, no reference, at x0": variant("simpo-pixel-only-x0", {**SIMPO, **at_x0(PIXEL_ONLY)}),
+            "latent, with reference (Diffusion-DPO)": method("dpo"),
+            "pixel, with reference": variant("dpo-pixel-only", {**DPO, **PIXEL_ONLY}),
+            "both, with reference": variant("dpo-both", {**DPO, **BOTH}),
+            "latent, supervised (SFT)": method("sft"),
+            "pixel, supervised": supervised("sft-pixel-only", PIXEL_ONLY),
+            "both, supervised (pixel-SFT)": method("pixel-sft"),
+        },
+    )
+
+
+@cache
+def tables() -> dict[str, Table]:
+    """All tables by name."""
+    curves = Table("Learning curves at equal compute", {name: method(name) for name in METHODS})
+    return {"methods": curves, **_spo_tables(), "pixel": _pixel_table()}
+
+
+LATER = ("spo-n3", "spo-n5", "spo-n6", "spo-t0-250", "spo-t250-500", "spo-t500-750", "simpo-pixel-only-x0")
+"""Cells of seed 0 that `--quick` leaves out."""
+
+
+def quick_cells() -> list[Cell]:
+    """One seed of every table's essential rows, in the order in which they are run."""
+    return [cell for cell in _distinct(cell for table in tables().values() for cell in table.rows.values())
+            if cell.name not in LATER]  # fmt: skip
+
+
+def all_cells() -> list[Cell]:
+    """The quick ones, the other rows, then further seeds: of the methods first, of the ablations after them."""
+    every = [cell for table in tables().values() for cell in table.rows.values()]
+    seeds = [replace(cell, seed=seed) for seed in SEEDS[1:] for cell in every]
+    return _distinct([*quick_cells(), *every, *seeds])
+
+
+def _distinct(cells: Iterable[Cell]) -> list[Cell]:
+    found: dict[str, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.slug, cell)
+    return list(found.values())
