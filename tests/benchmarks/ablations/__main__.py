@@ -73,14 +73,14 @@ def selected(options: argparse.Namespace) -> list[Cell]:
     if options.only:
         if unknown := sorted(set(options.only) - {cell.name for cell in every}):
             raise SystemExit(f"no such cell: {', '.join(unknown)}. Cells: {', '.join(sorted({c.name for c in every}))}")
-        chosen = [cell for cell in every if cell.name in options.only]
+        chosen = [cell for name in options.only for cell in every if cell.name == name]
     return [START, *(cell for cell in chosen if cell.seed in options.seeds)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed of the essential cells")
-    parser.add_argument("--only", nargs="+", metavar="CELL", help="only cells of these names")
+    parser.add_argument("--only", nargs="+", metavar="CELL", help="only cells of these names, in this order")
     parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, each on one core")
     parser.add_argument("--report", action="store_true", help="run nothing, write the page")

@@ -91,7 +91,8 @@ def weights() -> dict[str, str]:
 
 @cache
 def _quickstart_model() -> str:
-    return load_config("quickstart").model.model_dump_json()
+    """Without defaults: a field that the schema gets later is no reason to run a cell again."""
+    return load_config("quickstart").model.model_dump_json(exclude_defaults=True)
 
 
 def base_settings() -> Settings:
