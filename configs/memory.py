@@ -16,7 +16,7 @@ Where the whole network of N parameters is trained (model.trainable: full), its 
                 and 4 N, on every rank, for the frozen copy where the learner evaluates the reference;
                 offload leaves the weights (ZeRO 1, 2), or nothing (3), on the GPU
 
-Other activations, CUDA's own few hundred MB, DeepSpeed's bucket of gradients (2 GB) and the allocator's
+Other activations, CUDA's own few hundred MB, DeepSpeed's bucket of gradients (4 N, at most 2 GB) and the allocator's
 spare blocks come on top: they depend on batch and picture and are not estimated here. A worker's grow with
 rollout.workers.max_batch, a learner rank's with learner.micro_batch_pairs, and shrink with
 model.gradient_checkpointing.

@@ -21,6 +21,8 @@ from rollout.policy import DiffusionPolicy
 
 PERSISTENT_ELEMENTS = 10_000
 """ZeRO-3 keeps smaller tensors whole on every rank: gathering each bias for each use costs more than it saves."""
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's own most; it allocates a bucket whole, which for an adapter would be 2 GB of nothing."""
 
 
 class EngineSettings(Protocol):
@@ -65,15 +67,15 @@ def wrap_module(
     engine, *_ = deepspeed.initialize(
         model=module,
         model_parameters=list(parameters),
-        config=deepspeed_config(settings),
+        config=deepspeed_config(settings, trained=sum(parameter.numel() for parameter in parameters)),
         dist_init_required=False,
     )
     engine.train()  # only dropout in the adapter tells this from the sampler's mode
     return engine
 
 
-def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
-    """DeepSpeed's own configuration for these settings."""
+def deepspeed_config(settings: EngineSettings, *, trained: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration for these settings and so many trained numbers."""
     optimizer, engine = settings.optimizer, settings.engine
     offloaded = engine.offload == "cpu"
     return {
@@ -92,12 +94,12 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
                 "torch_adam": not offloaded,  # offloaded states are updated by DeepSpeed's CPU Adam
             },
         },
-        "zero_optimization": _zero_config(engine),
+        "zero_optimization": _zero_config(engine, trained),
     }
 
 
-def _zero_config(engine: EngineSection) -> dict[str, Any]:
-    config: dict[str, Any] = {"stage": engine.zero_stage}
+def _zero_config(engine: EngineSection, trained: int) -> dict[str, Any]:
+    config: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": min(BUCKET_ELEMENTS, trained)}
     if engine.zero_stage == 3:
         config["stage3_param_persistence_threshold"] = PERSISTENT_ELEMENTS
     if engine.offload == "cpu" and engine.zero_stage > 0:

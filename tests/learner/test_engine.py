@@ -29,9 +29,19 @@ def pipeline(tmp_path_factory):
     return tiny_pipeline(folder / "pipeline")
 
 
+FULL_OPTIMIZER = {"lr": LR, "eps": 1e-5}
+"""A whole network has weights whose gradient is nothing but rounding; AdamW's own 1e-8 would make full steps of it."""
+
+
 def config_for(pipeline, run_dir, ranks, zero_stage, **more):
     learner = {"groups_per_batch": 4, "micro_batch_pairs": 2, "ranks": ranks, "optimizer": {"lr": LR}, **more}
     return small_config(pipeline, run_dir, engine={"zero_stage": zero_stage}, **learner)
+
+
+def full_config(pipeline, run_dir, ranks, zero_stage):
+    """The whole network is trained, and the reference evaluated beside it."""
+    more = {"model": {"trainable": "full"}, "optimizer": FULL_OPTIMIZER, "reference_at": "learner"}
+    return config_for(pipeline, run_dir, ranks, zero_stage, **more)
 
 
 def make_batches(pipeline, shared=True):
@@ -52,12 +62,22 @@ def stages_on_ranks(rank, world, pipeline, folder, batches):
         results[stage] = train_on(rank, world, config, batches)
     config = config_for(pipeline, folder / "resumed", world, 3)
     results["resumed"] = train_on(rank, world, config, batches, list_committed(folder / "stage-3")[0])
+    for stage in (1, 2, 3):
+        config = full_config(pipeline, folder / f"full-{stage}", world, stage)
+        results["full", stage] = train_on(rank, world, config, batches)
+    config = full_config(pipeline, folder / "full-resumed", world, 3)
+    results["full resumed"] = train_on(rank, world, config, batches, list_committed(folder / "full-3")[0])
     return results
 
 
 @pytest.fixture(scope="module")
 def one_rank(pipeline):
     return train_on(0, 1, config_for(pipeline, pipeline.parent / "one", 1, 1), make_batches(pipeline))
+
+
+@pytest.fixture(scope="module")
+def one_rank_full(pipeline):
+    return train_on(0, 1, full_config(pipeline, pipeline.parent / "one-full", 1, 1), make_batches(pipeline))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +89,20 @@ def two_ranks(pipeline, tmp_path_factory):
 @pytest.mark.timeout(900)  # the first one waits for two_ranks, the two processes of five runs
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_two_ranks_give_the_weights_of_one(one_rank, two_ranks, stage):
-    (wanted, wanted_lines), (found, lines) = one_rank, two_ranks[0][stage]
+    assert_same_run(one_rank, two_ranks[0][stage])
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_ranks_train_a_whole_network_as_one_does(pipeline, one_rank_full, two_ranks, stage):
+    assert_same_run(one_rank_full, two_ranks[0]["full", stage])
+    config = full_config(pipeline, pipeline.parent, 1, 1)
+    network = load_policy(config.model, config.noise, "cpu", seed=0, network_only=True).network
+    assert two_ranks[0]["full", stage][0][0].keys() == dict(network.named_parameters()).keys(), "all of them"
+
+
+def assert_same_run(one, two):
+    (wanted, wanted_lines), (found, lines) = one, two
     assert len(found) == len(wanted) == 5
     for step, (left, right) in enumerate(zip(found, wanted, strict=True)):
         assert left.keys() == right.keys()
@@ -84,8 +117,9 @@ def test_two_ranks_give_the_weights_of_one(one_rank, two_ranks, stage):
             assert lines[step].get(tag) == pytest.approx(line.get(tag), abs=1e-4), (step, tag)
 
 
-def test_zero_3_resumes_on_two_ranks(two_ranks):
-    whole, resumed = two_ranks[0][3][0], two_ranks[0]["resumed"][0]
+@pytest.mark.parametrize(("kind", "whole"), [("resumed", 3), ("full resumed", ("full", 3))])
+def test_zero_3_resumes_on_two_ranks(two_ranks, kind, whole):
+    whole, resumed = two_ranks[0][whole][0], two_ranks[0][kind][0]
     assert len(resumed) == 3, "published on resuming after batch 2, then after batches 3 and 4"
     for left, right in zip(resumed, whole[2:], strict=True):
         assert all(torch.equal(left[name], right[name]) for name in right)
@@ -143,9 +177,10 @@ def test_only_the_adapter_is_optimised(pipeline):
 def test_offload_keeps_buffers_for_accumulation(pipeline):
     settings = config_for(pipeline, pipeline.parent, 1, 3).learner
     offloaded = settings.model_copy(update={"engine": settings.engine.model_copy(update={"offload": "cpu"})})
-    found = deepspeed_config(offloaded)
+    found = deepspeed_config(offloaded, trained=1000)
     assert found["gradient_accumulation_steps"] == 2 and not found["optimizer"]["params"]["torch_adam"]
     assert found["zero_optimization"]["offload_param"] == {"device": "cpu"}
+    assert found["zero_optimization"]["reduce_bucket_size"] == 1000, "no larger than what it can ever hold"
 
 
 def rates(total, **settings):
