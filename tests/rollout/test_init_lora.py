@@ -64,13 +64,14 @@ def test_the_adapter_starts_where_the_lora_ended(first_run, named):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_merged_the_lora_is_the_base_and_the_reference(first_run):
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_merged_the_lora_is_the_base_and_the_reference(first_run, trainable):
     config, first = first_run
-    model = config.model.model_copy(update={"init_lora": str(config.run.path), "init_lora_mode": "merged"})
-    second = load_policy(model, config.noise, "cpu", seed=2)
+    update = {"init_lora": str(config.run.path), "init_lora_mode": "merged", "trainable": trainable}
+    second = load_policy(config.model.model_copy(update=update), config.noise, "cpu", seed=2)
     own, reference = outputs(second)
     trained, original = outputs(first)
-    assert torch.equal(own, reference), "the new adapter changes nothing yet"
+    assert torch.equal(own, reference), "nothing is trained yet"
     torch.testing.assert_close(own, trained, rtol=1e-4, atol=1e-4)
     assert (own - original).abs().max() > 0.01
 
