@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from learner.checkpoint import (
 )
 from learner.engine import build_engine
 from rollout.policy import load_policy
+from tests.learner.disks import make_full, make_read_only, mounts_permitted
 from tests.learner.inprocess import single_process_group, small_config
 from tests.tiny import tiny_pipeline
 
@@ -121,6 +123,26 @@ def test_a_crash_while_saving_leaves_the_former_checkpoint(here, tmp_path, monke
     monkeypatch.undo()
     assert find_checkpoint("auto", tmp_path).name == "batch-00000001"
     here.load(find_checkpoint("auto", tmp_path))
+
+
+@pytest.mark.skipif(not mounts_permitted(), reason="mounting is not permitted here")
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(make_full, "No space left on device"), (make_read_only, "Read-only file system")],
+)
+def test_a_disk_that_cannot_be_written_is_said_and_the_former_checkpoint_stays(here, tmp_path, spoil, words):
+    committed = here.save(1)
+
+    def save():
+        spoil(committed.parent)
+        here.save(2)
+
+    with ThreadPoolExecutor(1) as own_mounts, pytest.raises(CheckpointError, match=words) as refused:
+        own_mounts.submit(save).result()
+    assert "this checkpoint cannot be written" in str(refused.value) and "--resume auto" in str(refused.value)
+    assert list(committed.parent.iterdir()) == [committed], "nothing half-written"
+    here.load(find_checkpoint("auto", tmp_path))
+    assert here.save(2) in list_committed(tmp_path), "once the disk is mended"
 
 
 def test_a_half_removed_checkpoint_is_not_chosen(here, tmp_path, monkeypatch):
