@@ -16,16 +16,15 @@ Where the whole network of N parameters is trained (model.trainable: full), its 
                 and 4 N, on every rank, for the frozen copy where the learner evaluates the reference;
                 offload leaves the weights (ZeRO 1, 2), or nothing (3), on the GPU
 
-Other activations, CUDA's own few hundred MB, DeepSpeed's bucket of gradients (4 N, at most 2 GB) and the allocator's
-spare blocks come on top: they depend on batch and picture and are not estimated here. A worker's grow with
-rollout.workers.max_batch, a learner rank's with learner.micro_batch_pairs, and shrink with
-model.gradient_checkpointing.
+Other activations are in configs/activations.py. CUDA's own few hundred MB, DeepSpeed's bucket of gradients (4 N, at most
+2 GB) and the allocator's spare blocks come on top.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from configs.activations import expected_activations
 from configs.data import OnlineData
 from configs.model import MINIATURE, ModelSection
 from configs.pixel_memory import pixel_bytes
@@ -107,14 +106,23 @@ def render_memory(config: AtelierConfig) -> str:
     if not memory:
         return "Expected memory: the miniature needs no GPU; about 1 GB of main memory for each process."
     size = SIZES[config.model.family]
-    lines = [f"Expected memory of one actor, weights and optimiser state alone, for {size.example}'s size:"]
-    lines += [f"  {role}: {amount / GB:.1f} GB" for role, amount in memory.items()]
+    each = 4 if config.model.trainable == "full" else _bytes_each(config.model, config.learner.resources.gpus > 0)
+    on_top = expected_activations(config, each)
+    lines = [
+        f"Expected memory of one actor, for {size.example}'s size: weights and optimiser state, and on top of them"
+    ]
+    for role, amount in memory.items():
+        more = f"up to {on_top[role] / GB:.1f} GB of activations" if role in on_top else "activations (not counted)"
+        lines.append(f"  {role}: {amount / GB:.1f} GB, {more}")
     if config.model.trainable == "full":
         lines.append(
             f"Each publication passes {size.network * 4e6 / GB:.1f} GB through Ray's object store, in main memory: it "
             f"needs room for three."
         )
-    lines.append("Activations come on top (rollout.workers.max_batch, learner.micro_batch_pairs); configs/memory.py.")
+    lines.append(
+        "Fewer activations: rollout.workers.max_batch, learner.micro_batch_pairs, model.gradient_checkpointing; the "
+        "formulas are in configs/memory.py and configs/activations.py."
+    )
     return "\n".join(lines)
 
 

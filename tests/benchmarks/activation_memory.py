@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.model import LoraSection
-from rollout.policy import inject_lora
+from rollout.trainable import inject_lora
 from tests.benchmarks.live_bytes import LiveBytes
 from tests.benchmarks.published import NETWORKS
 
