@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import torch
 from ray._private import services
 
 from learner.signals import Interrupted
@@ -21,6 +20,7 @@ _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a rank imports torch and DeepSpeed, maybe on a busy core
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a lost rank is noticed by its death
     "RAY_TRAIN_METRICS_ENABLED": "0",  # the run has its own telemetry
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same for every process
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -102,6 +102,8 @@ def resources(address: str | None) -> dict[str, float]:
     Raises ConnectionError where there is no cluster.
     """
     if (address or os.environ.get("RAY_ADDRESS") or "local") == "local":
+        import torch  # counts the GPUs
+
         return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     connect(address)
     try:

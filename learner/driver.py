@@ -17,11 +17,12 @@ from configs.schema import AtelierConfig
 from learner import cluster
 from learner.evaluations import record_evaluation
 from learner.progress import ProgressLine, say
-from learner.results import WORKER_MEMORY_TAG, conclude
+from learner.ranks import LearnerThread, build_trainer, root_cause
 from learner.run_dir import RunDir
 from learner.signals import Interrupted, Signals
+from learner.telemetry import WORKER_MEMORY_TAG
 from rollout.drift import exceeded
-from rollout.evaluator import EvalResult
+from rollout.eval_result import EvalResult
 from rollout.pool_actor import PoolClient
 
 POLL_SEC = 0.5
@@ -36,7 +37,7 @@ class RunError(Exception):
 class Driver:
     """Starts the parts, watches them, and concludes."""
 
-    def __init__(self, config: AtelierConfig, run_dir: RunDir, prompts: tuple[str, ...], signals: Signals) -> None:
+    def __init__(self, config: AtelierConfig, run_dir: RunDir, signals: Signals) -> None:
         self._config = config
         self._run_dir = run_dir
         self._signals = signals
@@ -47,8 +48,8 @@ class Driver:
             raise RunError(str(error)) from error
         self._base: EvalResult | None = None
         self._base_call = self._actors.evaluator.evaluate.remote(None)
-        self._pool: PoolClient | None = cluster.start_pool(config, prompts, self._actors)
-        self._learner = cluster.LearnerThread(cluster.build_trainer(config, self._actors, run_dir.checkpoint))
+        self._pool: PoolClient | None = cluster.start_pool(config)
+        self._learner = LearnerThread(build_trainer(config, self._actors, run_dir.checkpoint))
         self._line = ProgressLine()
         self._shown_sec = 0.0
         self._gauged_step = -1
@@ -76,7 +77,7 @@ class Driver:
             say(f"Stopped by {interrupted}; go on with: {self._resume_command()}")
             return interrupted.status
         except RayError as error:
-            raise RunError(f"{cluster.root_cause(error)}\n{self._where()}") from error
+            raise RunError(f"{root_cause(error)}\n{self._where()}") from error
 
     def _watch(self) -> str | None:
         """Until the learner has ended. Returns why it was asked to stop, None if it was not."""
@@ -100,7 +101,7 @@ class Driver:
         try:
             self._collect_base(wait=False)
         except RayError as error:
-            return f"evaluation failed: {cluster.root_cause(error)}"
+            return f"evaluation failed: {root_cause(error)}"
         if limits := self._config.evaluation.stop_on_drift:
             return exceeded(limits, _answer(self._actors.telemetry.latest.remote(list(limits)), {}))
         return None
@@ -151,7 +152,10 @@ class Driver:
         assert published is not None and self._base is not None and self._learner.outcome is not None
         version, state = published
         say(f"evaluating the trained model: {len(self._base.images)} pictures")
-        after = self._until(self._actors.evaluator.evaluate.remote(state, version.sha256))
+        call = self._actors.evaluator.evaluate.remote(state, version.sha256)
+        from learner.results import conclude  # meanwhile: the export needs the libraries that the run did without
+
+        after = self._until(call)
         concluded = conclude(
             self._config, self._actors, self._learner.outcome, published, self._base, after, self._began_sec
         )

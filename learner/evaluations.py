@@ -20,9 +20,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.schema import AtelierConfig
-from learner.best import keep_if_best
 from rollout.contact_sheet import grid
-from rollout.evaluator import REWARD, EvalResult
+from rollout.eval_result import REWARD, EvalResult
 from rollout.versions import AdapterVersion
 
 SKIPPED_TAG = "eval/skipped"
@@ -108,6 +107,8 @@ def _record(
     if skipped:
         ray.get(telemetry.scalars.remote(version.step, {SKIPPED_TAG: skipped}))
     if config.checkpoint.best is not None:
+        from learner.best import keep_if_best  # reads the adapter with torch
+
         keep_if_best(config.run.path, config.checkpoint.best, version, state, result.metrics)
 
 

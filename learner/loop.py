@@ -28,7 +28,8 @@ from configs.schema import AtelierConfig
 from learner.advantages import PromptRewards
 from learner.agreement import first_fault
 from learner.batching import split_updates
-from learner.checkpoint import REWARDS, Counters, load_checkpoint, save_checkpoint
+from learner.checkpoint import REWARDS, load_checkpoint, save_checkpoint
+from learner.committed import Counters
 from learner.datasets.rows import DataError
 from learner.engine import build_engine, gather_adapter, learning_rate
 from learner.generators import seed_generators

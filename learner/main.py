@@ -20,24 +20,18 @@ from collections.abc import Sequence
 import ray
 
 from configs.cautions import cautions
-from configs.data import OnlineData
 from configs.errors import ConfigError
 from configs.load import dump_config, load_config
 from configs.memory import render_memory
 from configs.placement import compare, placement, render_placement
 from configs.schema import AtelierConfig
 from learner import connection
-from learner.checkpoint import CheckpointError
-from learner.datasets.offline import check_data
+from learner.committed import CheckpointError
 from learner.driver import Driver, RunError
-from learner.export import adapter_shapes
+from learner.inputs import InputError, read_inputs
 from learner.progress import say
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
-from rollout.evaluator import evaluation_prompts
-from rollout.init_lora import check_init_lora
-from rollout.prompt_length import overlong_note
-from rollout.prompts import load_prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as interrupted:
         say(f"Stopped by {interrupted} before training began")
         return interrupted.status
-    except (ConfigError, RunDirError, CheckpointError, ConnectionError, RunError) as error:
+    except (ConfigError, RunDirError, CheckpointError, ConnectionError, InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
 
@@ -89,14 +83,13 @@ def dry_run(config: AtelierConfig, address: str | None) -> int:
 def run(config: AtelierConfig, run_dir: RunDir, address: str | None, signals: Signals) -> int:
     """Everything after the configuration is known and the run directory taken."""
     try:
-        prompts = read_inputs(config)
-        if note := overlong_note(config.model.pretrained, prompts):
+        if note := read_inputs(config):
             say(f"note: {note}")
         connect(address, signals)
         try:
             if short := compare(placement(config), ray.cluster_resources()):
                 raise RunError("the cluster has too little for this run\n" + "\n".join(short))
-            return Driver(config, run_dir, prompts, signals).run()
+            return Driver(config, run_dir, signals).run()
         finally:
             ray.shutdown()
     finally:
@@ -111,29 +104,6 @@ def connect(address: str | None, signals: Signals) -> None:
         raise Interrupted(signal.SIGTERM) from error
     finally:
         signals.install()
-
-
-def read_inputs(config: AtelierConfig) -> tuple[str, ...]:
-    """The training prompts, once everything that the configuration names was found. Raises RunError."""
-    try:
-        online = isinstance(config.data, OnlineData)
-        prompts = load_prompts(config.prompts.source, config.prompts.limit) if online else ()
-        check_data(config)
-        evaluation_prompts(config.evaluation)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    try:
-        shapes = adapter_shapes(config.model)  # reads the model's configuration, not its weights
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"model.pretrained = {config.model.pretrained} with model.lora.target_modules = "
-            f"{config.model.lora.target_modules}: {str(error).strip().splitlines()[0]}"
-        ) from error
-    try:
-        check_init_lora(config.model, shapes)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    return prompts
 
 
 if __name__ == "__main__":

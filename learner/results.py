@@ -31,18 +31,17 @@ from learner.summary import (
     closing_text,
     write_summary,
 )
-from learner.telemetry import flatten_config
+from learner.telemetry import WORKER_MEMORY_TAG, flatten_config
 from rollout.adapter import changes_nothing, deserialise_adapter
 from rollout.assets import pipeline_path
 from rollout.contact_sheet import before_after
-from rollout.evaluator import EvalResult, differences
+from rollout.eval_result import EvalResult, differences
 from rollout.memory import peak_memory_bytes
 from rollout.versions import AdapterVersion
 from rollout.weights import write_atomically
 
 GRID = "grid.png"
 REWARD_TAG = "reward/final_mean"
-WORKER_MEMORY_TAG = "memory/rollout_worker_bytes"
 
 
 def conclude(

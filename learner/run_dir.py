@@ -18,7 +18,7 @@ from typing import IO, Any
 from configs.load import write_resolved
 from configs.schema import AtelierConfig
 from configs.spm import SpmConfig
-from learner.checkpoint import CheckpointError, Counters, check_checkpoint, find_checkpoint, list_committed
+from learner.committed import CheckpointError, Counters, check_checkpoint, find_checkpoint, list_committed
 from learner.metrics_log import read_metrics
 
 _LOCK, _CONFIG = "run.lock", "config.yaml"

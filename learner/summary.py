@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from learner.datasets.books import BAD_ROWS
 from learner.progress import format_duration
-from rollout.measures import Interval
+from rollout.intervals import Interval
 
 
 class _Strict(BaseModel):

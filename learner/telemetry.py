@@ -38,6 +38,7 @@ GROUPS = (
     "reward", "pairs", "loss", "ratio", "queue", "weights", "throughput", "eval", "appearance", "diversity", "memory",
 )  # fmt: skip
 _RATE_WINDOW_STEPS = 50  # the ETA follows the speed of this many latest steps
+WORKER_MEMORY_TAG = "memory/rollout_worker_bytes"
 _HPARAMS_TAG = "_hparams_/"  # TensorBoard's own prefix
 
 

@@ -23,8 +23,8 @@ import ray
 from configs.errors import ConfigError
 from configs.load import dump_config, load_as
 from configs.spm import SpmConfig
-from learner import cluster, connection
-from learner.checkpoint import CheckpointError
+from learner import connection
+from learner.committed import CheckpointError
 from learner.datasets.order import OrderedReader
 from learner.datasets.rows import DataError
 from learner.preference import checkpoint
@@ -32,6 +32,7 @@ from learner.preference.output import load_start
 from learner.preference.train import training_pairs, validation_pairs
 from learner.preference.trainer import preference_rank
 from learner.progress import say
+from learner.ranks import LearnerThread, rank_trainer
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
 
@@ -111,8 +112,8 @@ def _follow(config: SpmConfig, run_dir: RunDir, signals: Signals) -> int:
     """Start the ranks, show progress, say how it ended."""
     given = {"config": config, "resume_from": run_dir.checkpoint}
     training = config.training
-    thread = cluster.LearnerThread(
-        cluster.rank_trainer(preference_rank, given, training, config.run.path, config.checkpoint.max_failures)
+    thread = LearnerThread(
+        rank_trainer(preference_rank, given, training, config.run.path, config.checkpoint.max_failures)
     )
     thread.start()
     shown, resume = "", f"python -m learner.train_spm --config {run_dir.path / 'config.yaml'} --resume"

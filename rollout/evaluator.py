@@ -12,67 +12,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
 from reward import build_scorer
 from reward.base import Scorer
 from reward.diversity import build_embedder
-from rollout.actors import NAMESPACE, actor_name, compute_options
 from rollout.adapter import adapter_checksum, deserialise_adapter
-from rollout.assets import MINIATURE
 from rollout.drift import changes, picture_statistics
-from rollout.measures import MEASURES, Interval, Measure, paired_difference
+from rollout.eval_result import REWARD, EvalResult
+from rollout.measures import MEASURES, Measure
 from rollout.memory import peak_memory_bytes
 from rollout.policy import DiffusionPolicy, load_policy
-from rollout.prompts import load_prompts
+from rollout.prompts import evaluation_prompts
 from rollout.sampling import sample_latents
 
 if TYPE_CHECKING:
-    from configs.learner import EvaluationSection
     from configs.schema import AtelierConfig
-
-REWARD = "reward"  # the metric of the scorer in use, beside those that the measures name
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """What one evaluation found."""
-
-    metrics: dict[str, float]
-    """`reward` and the measures, each the mean over pictures."""
-    per_picture: dict[str, list[float]]
-    """The same names, one value a picture."""
-    images: np.ndarray
-    """uint8 [N, h, w, 3]"""
-    prompts: tuple[str, ...]
-    statistics: dict[str, float] = field(default_factory=dict)
-    """`appearance/` and `diversity/` of these pictures."""
-    drift: dict[str, float] = field(default_factory=dict)
-    """The same names: change from the starting model."""
-    scorer: str = ""
-    """Full name of the scorer in use, whose mean is `reward`."""
-    seconds: float = 0.0
-    """How long it took."""
-
-    def scalars(self) -> dict[str, float]:
-        """The metrics and the drift as TensorBoard tags.
-
-        The reward in use comes twice: as `eval/reward`, the curve to look at, and under its scorer's full name, so that
-        it shares a chart with other runs that hold this scorer out.
-        """
-        named = {self.scorer: self.metrics[REWARD]} if self.scorer else {}
-        return {**{f"eval/{name}": value for name, value in {**self.metrics, **named}.items()}, **self.drift}
-
-
-def differences(before: EvalResult, after: EvalResult) -> dict[str, Interval]:
-    """after - before of every metric, paired picture by picture, with its 95 % interval."""
-    return {name: paired_difference(before.per_picture[name], after.per_picture[name]) for name in before.metrics}
 
 
 @torch.no_grad()
@@ -131,7 +91,7 @@ def _measured(
 
 
 class Evaluator:
-    """Policy and scorer, loaded once. A plain class; `create_evaluator` wraps it for Ray."""
+    """Policy and scorer, loaded once. A plain class; rollout/evaluator_actor.py wraps it for Ray."""
 
     def __init__(self, config: AtelierConfig) -> None:
         """Raises ValueError where prompts, model or scorer cannot be read as the configuration says."""
@@ -180,29 +140,3 @@ class Evaluator:
         )
         found = picture_statistics(result.images, result.prompts, self._embed, settings.batch_size)
         return replace(result, statistics=found, seconds=time.monotonic() - began)
-
-
-def evaluation_prompts(settings: EvaluationSection) -> tuple[str, ...]:
-    """The first `num_prompts` held-out prompts. Raises ValueError when there are fewer."""
-    source = f"{MINIATURE}-heldout" if settings.prompts == MINIATURE else settings.prompts
-    prompts = load_prompts(source, settings.num_prompts)
-    if len(prompts) < settings.num_prompts:
-        raise ValueError(
-            f"evaluation.num_prompts is {settings.num_prompts}, but evaluation.prompts = {settings.prompts!r} "
-            f"has {len(prompts)}; ask for fewer or give a longer list"
-        )
-    return prompts
-
-
-def create_evaluator(config: AtelierConfig) -> Any:
-    """The evaluator as a named Ray actor with the resources of `evaluation.resources`.
-
-    When its process dies, Ray starts it again and repeats the evaluation, each at most twice.
-    """
-    options = compute_options(config.evaluation.resources)
-    name = actor_name("evaluator", config.run.name)
-    return (
-        ray.remote(Evaluator)
-        .options(name=name, namespace=NAMESPACE, max_restarts=-1, max_task_retries=2, **options)
-        .remote(config)
-    )

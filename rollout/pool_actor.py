@@ -14,11 +14,11 @@ import ray
 from ray.exceptions import RayActorError
 
 from configs.learner import SyncSchedule
-from rollout.actors import actor_name, control_options
+from rollout.actors import actor_name, control_options, find_actor
 from rollout.interfaces import PeerLost
 from rollout.ordinals import ChunkPlan, Ledger
 from rollout.pool import RolloutPool
-from rollout.prompts import PromptStream
+from rollout.prompts import PromptStream, load_prompts
 from rollout.versions import AdapterVersion
 from rollout.worker_actor import RayWorkers
 
@@ -26,14 +26,13 @@ if TYPE_CHECKING:
     from configs.schema import AtelierConfig
 
 
-_kept_prompts: dict[str, Any] = {}
-"""Large arguments of an actor that Ray may have to restart must be kept by whoever created it (Ray issue 53727)."""
-
-
 class PoolActor:
     """`RolloutPool` as an actor: same methods."""
 
-    def __init__(self, config: AtelierConfig, prompts: tuple[str, ...], queue: Any, mailbox: Any) -> None:
+    def __init__(self, config: AtelierConfig) -> None:
+        """Finds prompts and peers itself: large arguments and handles may be lost by a restart (Ray issue 53727)."""
+        prompts = load_prompts(config.prompts.source, config.prompts.limit)
+        queue, mailbox = find_actor("queue", config.run.name), find_actor("mailbox", config.run.name)
         self._pool = RolloutPool(
             config.rollout.workers,
             chunk_plan(config),
@@ -138,9 +137,7 @@ class PoolClient:
             return
 
 
-def create_pool(config: AtelierConfig, prompts: tuple[str, ...], queue: Any, mailbox: Any) -> Any:
-    """The pool as a named actor; `queue` and `mailbox` are their actors. Its workers start at once."""
-    name = actor_name("pool", config.run.name)
-    _kept_prompts[name] = ray.put(prompts)
-    actor = ray.remote(PoolActor).options(**control_options(name))
-    return actor.remote(config, _kept_prompts[name], queue, mailbox)
+def create_pool(config: AtelierConfig) -> Any:
+    """The pool as a named actor, after queue and mailbox. Its workers start at once."""
+    options = control_options(actor_name("pool", config.run.name))
+    return ray.remote(PoolActor).options(**options).remote(config)

@@ -13,7 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rollout.assets import MINIATURE
+
+if TYPE_CHECKING:
+    from configs.learner import EvaluationSection
 
 _BUNDLED_DIR = Path(__file__).parent / "miniature"
 BUNDLED = {
@@ -72,6 +77,18 @@ def load_prompts(source: str, limit: int | None = None) -> tuple[str, ...]:
     prompts = tuple(readers[path.suffix](path, _read_text(path)))[:limit]
     if not prompts:
         raise ValueError(f"{path}: no prompts in this file")
+    return prompts
+
+
+def evaluation_prompts(settings: EvaluationSection) -> tuple[str, ...]:
+    """The first `num_prompts` held-out prompts. Raises ValueError when there are fewer."""
+    source = f"{MINIATURE}-heldout" if settings.prompts == MINIATURE else settings.prompts
+    prompts = load_prompts(source, settings.num_prompts)
+    if len(prompts) < settings.num_prompts:
+        raise ValueError(
+            f"evaluation.num_prompts is {settings.num_prompts}, but evaluation.prompts = {settings.prompts!r} "
+            f"has {len(prompts)}; ask for fewer or give a longer list"
+        )
     return prompts
 
 

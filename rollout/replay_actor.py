@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError
 
-from rollout.actors import actor_name, control_options, was_restarted
+from rollout.actors import actor_name, control_options, find_actor, was_restarted
 from rollout.group_record import GroupHeader
 from rollout.interfaces import PayloadLost, PayloadStore, VersionHistory
 from rollout.replay import ReplayQueue
@@ -127,10 +127,15 @@ class ShardedStore(PayloadStore):
 
 
 class _MailboxHistory:
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
+    """By the mailbox's name: a handle among an actor's arguments may lie where its restart does not find it."""
+
+    def __init__(self, run_name: str) -> None:
+        self._run_name = run_name
+        self._mailbox: Any = None
 
     async def history(self) -> Sequence[AdapterVersion]:
+        if self._mailbox is None:
+            self._mailbox = find_actor("mailbox", self._run_name)
         versions: Sequence[AdapterVersion] = await self._mailbox.history.remote()
         return versions
 
@@ -176,12 +181,11 @@ class QueueClient:
             return
 
 
-def create_queue(config: AtelierConfig, mailbox: Any, *, resume: bool = False) -> Any:
-    """The queue as a named actor beside `mailbox`'s actor. `resume`: hold producers until a state is loaded."""
+def create_queue(config: AtelierConfig, *, resume: bool = False) -> Any:
+    """The queue as a named actor, after the mailbox. `resume`: hold producers until a state is loaded."""
     workers, ranks = config.rollout.workers.max, config.learner.ranks
     options = control_options(
         actor_name("queue", config.run.name),
         max_concurrency=max(1000, 4 * (workers + ranks)),  # every worker held, every rank waiting, and as many again
     )
-    # The bare handle of an actor that is still starting would go to the object store, where a restart may not find it.
-    return ray.remote(ReplayActor).options(**options).remote(config, _MailboxHistory(mailbox), resume)
+    return ray.remote(ReplayActor).options(**options).remote(config, _MailboxHistory(config.run.name), resume)

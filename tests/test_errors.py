@@ -19,8 +19,10 @@ from configs.placement import compare, placement
 from configs.rollout import QueueSection, WorkersSection
 from learner import cluster, connection, main
 from learner.best import keep_if_best
-from learner.checkpoint import MANIFEST, Counters, check_checkpoint, find_checkpoint, load_checkpoint
+from learner.checkpoint import load_checkpoint
+from learner.committed import MANIFEST, Counters, check_checkpoint, find_checkpoint
 from learner.evaluations import EvaluationDesk
+from learner.inputs import read_inputs
 from learner.loop import _refuse_nonfinite
 from learner.run_dir import RunDir
 from learner.update import UpdateResult
@@ -63,7 +65,7 @@ class Place:
         return self.folder / name
 
     def inputs(self, *overrides: str) -> None:
-        main.read_inputs(self.config(*overrides))
+        read_inputs(self.config(*overrides))
 
     def parts(self) -> Parts:
         single_process_group(self.folder)

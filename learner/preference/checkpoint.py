@@ -14,18 +14,10 @@ from typing import Any
 import torch
 
 from configs.spm import SpmConfig
-from learner.checkpoint import (
-    CheckpointError,
-    Counters,
-    check_identity,
-    checkpoint_path,
-    commit,
-    read_manifest,
-    refuse_damage,
-    remove_checkpoint,
-)
+from learner.checkpoint import commit, refuse_damage, remove_checkpoint
+from learner.committed import ENGINE, CheckpointError, Counters, check_identity, checkpoint_path, read_manifest
 
-_ENGINE, _TAG = "engine", "state"
+_TAG = "state"
 
 
 def save(config: SpmConfig, counters: Counters, engine: Any, rank: int) -> Path:
@@ -34,7 +26,7 @@ def save(config: SpmConfig, counters: Counters, engine: Any, rank: int) -> Path:
     if rank == 0:
         remove_checkpoint(path)
     torch.distributed.barrier()
-    engine.save_checkpoint(str(path / _ENGINE), tag=_TAG, save_latest=False)
+    engine.save_checkpoint(str(path / ENGINE), tag=_TAG, save_latest=False)
     torch.distributed.barrier()
     if rank == 0:
         commit(path, counters, identity(config), config.run.path, config.checkpoint.keep, more={})
@@ -46,7 +38,7 @@ def load(path: Path, config: SpmConfig, engine: Any) -> Counters:
     """Restore weights and optimiser. Collective. Raises CheckpointError for another run's or a damaged checkpoint."""
     counters = check(path, config)
     refuse_damage(path, read_manifest(path))
-    loaded, _ = engine.load_checkpoint(str(path / _ENGINE), tag=_TAG, load_lr_scheduler_states=False)
+    loaded, _ = engine.load_checkpoint(str(path / ENGINE), tag=_TAG, load_lr_scheduler_states=False)
     if loaded is None:
         raise CheckpointError(f"{path}: DeepSpeed could not load its shards")
     return counters

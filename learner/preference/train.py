@@ -24,7 +24,7 @@ from torch import Tensor
 
 from configs.spm import SpmConfig
 from learner.agreement import on_every_rank
-from learner.checkpoint import Counters
+from learner.committed import Counters
 from learner.datasets.order import OrderedReader, PairSource
 from learner.datasets.pairs import open_pairs, stream_pairs
 from learner.datasets.rows import DataError, PairRow, Selection, Split

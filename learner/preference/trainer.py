@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from configs.spm import SpmConfig
-from learner.checkpoint import CheckpointError, list_committed
+from learner.committed import CheckpointError, list_committed
 from learner.datasets.rows import DataError
 from learner.preference.train import train_preference
 from learner.telemetry import Telemetry

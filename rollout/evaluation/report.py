@@ -10,7 +10,7 @@ from typing import Any
 from rollout.evaluation.lora import BASE, Candidate
 from rollout.evaluation.scoring import Scores
 from rollout.evaluation.statistics import bootstrap_difference, bootstrap_mean, win_rate
-from rollout.measures import Interval
+from rollout.intervals import Interval
 
 FORMAT = 1
 _UNKNOWN = "unknown"

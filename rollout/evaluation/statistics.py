@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollout.measures import Interval, share_difference
+from rollout.intervals import Interval, share_difference
 
 RESAMPLES = 10_000
 _Z2 = 1.959964**2

@@ -20,7 +20,7 @@ from PIL import Image
 from rollout.evaluation.statistics import bootstrap_mean
 from rollout.geneval.names import OBJECTS
 from rollout.geneval.rules import COLOURS, RELATIONS, TASKS, Verdict
-from rollout.measures import Interval
+from rollout.intervals import Interval
 
 Rule = dict[str, Any]
 

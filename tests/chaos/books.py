@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learner.checkpoint import list_committed
+from learner.committed import list_committed
 from rollout.replay_state import QueueState
 
 

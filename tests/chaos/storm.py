@@ -20,7 +20,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from learner.checkpoint import MANIFEST, list_committed, read_manifest
+from learner.committed import MANIFEST, list_committed, read_manifest
 from learner.metrics_log import read_metrics
 from learner.summary import Summary, read_summary
 from tests.chaos.books import assert_each_once, committed_queue

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from learner.checkpoint import checkpoint_path, list_committed
+from learner.committed import checkpoint_path, list_committed
 from learner.metrics_log import read_metrics
 from learner.summary import read_summary
 from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings

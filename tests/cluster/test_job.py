@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from learner.checkpoint import list_committed
+from learner.committed import list_committed
 from learner.summary import read_summary
 from tests.cluster.nodes import READY_SEC, Cluster, checkout, until
 from tests.learner.command import tiny_settings

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import list_committed
+from learner.committed import list_committed
 from learner.summary import read_summary
 from tests.cluster.nodes import FOREIGN, READY_SEC, until
 from tests.learner.command import MARKER, ROOT, kill_marked, marked, tiny_settings

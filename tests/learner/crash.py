@@ -21,7 +21,7 @@ import torch
 import learner.checkpoint
 import learner.loop
 from configs.schema import AtelierConfig
-from learner.checkpoint import MANIFEST, CheckpointError, find_checkpoint
+from learner.committed import MANIFEST, CheckpointError, find_checkpoint
 from learner.telemetry import Telemetry
 from tests.learner.inprocess import Mailbox, Rollout, small_config
 from tests.learner.ranks import PATIENCE

@@ -11,16 +11,8 @@ import pytest
 import torch
 
 import learner.checkpoint
-from learner.checkpoint import (
-    MANIFEST,
-    CheckpointError,
-    Counters,
-    check_checkpoint,
-    find_checkpoint,
-    list_committed,
-    load_checkpoint,
-    save_checkpoint,
-)
+from learner.checkpoint import load_checkpoint, save_checkpoint
+from learner.committed import MANIFEST, CheckpointError, Counters, check_checkpoint, find_checkpoint, list_committed
 from learner.engine import build_engine
 from rollout.policy import load_policy
 from tests.learner.disks import make_full, make_read_only, mounts_permitted

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from learner.checkpoint import checkpoint_path, list_committed
+from learner.committed import checkpoint_path, list_committed
 from learner.metrics_log import read_metrics
 from tests.learner.compare import assert_checkpoints_equal
 from tests.learner.crash import FULL_DISK, MOMENTS, REFUSED, train_ranks

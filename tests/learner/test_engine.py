@@ -7,7 +7,7 @@ import torch
 
 import learner.engine
 from configs.learner import OptimizerSection
-from learner.checkpoint import list_committed
+from learner.committed import list_committed
 from learner.engine import accumulate, apply_update, build_engine, deepspeed_config, gather_adapter, learning_rate
 from rollout.policy import load_policy
 from tests.learner.inprocess import single_process_group, small_config

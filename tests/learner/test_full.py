@@ -8,15 +8,8 @@ import math
 import pytest
 import torch
 
-from learner.checkpoint import (
-    SMALL_FILES,
-    CheckpointError,
-    Counters,
-    find_checkpoint,
-    list_committed,
-    save_checkpoint,
-    shard_bytes,
-)
+from learner.checkpoint import SMALL_FILES, save_checkpoint, shard_bytes
+from learner.committed import CheckpointError, Counters, find_checkpoint, list_committed
 from learner.engine import accumulate, apply_update, build_engine
 from learner.loop import train
 from rollout.adapter import deserialise_adapter

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import list_committed
+from learner.committed import list_committed
 from learner.metrics_log import read_metrics
 from tests.learner.command import FINISH_SEC, Command, tiny_settings
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.checkpoint import CheckpointError, find_checkpoint, list_committed
+from learner.committed import CheckpointError, find_checkpoint, list_committed
 from learner.loop import train
 from rollout.policy import load_policy
 from tests.learner.compare import assert_checkpoints_equal

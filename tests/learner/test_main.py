@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 from learner import main as command
 from learner.best import read_best
-from learner.checkpoint import MANIFEST, CheckpointError, Counters, checkpoint_path, identity, list_committed
+from learner.committed import MANIFEST, CheckpointError, Counters, checkpoint_path, identity, list_committed
 from learner.run_dir import RunDir, RunDirError
 from learner.summary import read_summary
 from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from learner.checkpoint import CheckpointError, find_checkpoint
+from learner.committed import CheckpointError, find_checkpoint
 from learner.loop import train
 from learner.telemetry import GROUPS
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group, small_config

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from learner.results import without_effect
 from learner.summary import Summary, closing_text, read_summary, write_summary
-from rollout.evaluator import EvalResult
-from rollout.measures import Interval
+from rollout.eval_result import EvalResult
+from rollout.intervals import Interval
 
 FIELDS = {
     "steps": 120,

@@ -28,10 +28,13 @@ TIMEOUT_SEC = 240.0
 
 def live_config(folder: Path, name: str, **sections: Any) -> AtelierConfig:
     """Two denoising steps, two candidates, two groups a batch; four workers fit into one CPU."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red disc\na blue ring\na green cross\n")
     settings: dict[str, Any] = {
         "run": {"name": name, "dir": str(folder / name)},
         "model": {"pretrained": str(folder / "pipeline")},
         "noise": {"num_steps": 2, "guidance_scale": 2.0},
+        "prompts": {"source": str(prompts)},
         "rollout": {
             "sampler": {"num_candidates": 2, "threshold": 0.0},
             "scorer": {"clip": str(folder / "clip")},
@@ -60,10 +63,9 @@ class LiveRun:
     def __init__(self, config: AtelierConfig) -> None:
         self.config = config
         mailbox = create_mailbox(config)
-        queue = create_queue(config, mailbox)
+        queue = create_queue(config)
         self.mailbox, self.queue = MailboxClient(mailbox), QueueClient(queue)
-        prompts = ("a red disc", "a blue ring", "a green cross")
-        self.pool = PoolClient(create_pool(config, prompts, queue, mailbox))
+        self.pool = PoolClient(create_pool(config))
         policy = load_policy(config.model, config.noise, "cpu", seed=config.run.seed)
         self._adapter = policy.adapter_state()
         self.queue.expect(policy.latent_shape)

@@ -21,15 +21,11 @@ from configs.statistics import STATISTICS
 from reward.diversity import build_embedder
 from rollout.adapter import adapter_checksum, serialise_adapter
 from rollout.drift import picture_statistics
-from rollout.evaluator import (
-    Evaluator,
-    create_evaluator,
-    differences,
-    evaluate,
-    evaluation_prompts,
-    to_uint8,
-)
+from rollout.eval_result import differences
+from rollout.evaluator import Evaluator, evaluate, to_uint8
+from rollout.evaluator_actor import create_evaluator
 from rollout.policy import DiffusionPolicy, load_policy
+from rollout.prompts import evaluation_prompts
 from rollout.sampling import sample_images
 from tests.fakes import RedScorer
 

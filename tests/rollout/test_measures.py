@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from rollout.measures import MEASURES, mean_interval, paired_difference
+from rollout.intervals import mean_interval, paired_difference
+from rollout.measures import MEASURES
 from rollout.miniature.world import FINISHES, caption, render, sample_scene
 
 

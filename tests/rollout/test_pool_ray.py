@@ -97,7 +97,7 @@ def test_a_killed_pool_starts_new_workers_and_misses_no_ordinal(live):
 def test_held_producers_do_not_block_ranks_and_shards_that_die_lose_nothing_for_good(ray_cluster, tmp_path):
     config = live_config(tmp_path, "shard-test", queue={"capacity_groups": 4, "shards": 2})
     mailbox = create_mailbox(config)
-    actor = create_queue(config, mailbox)
+    actor = create_queue(config)
     queue = QueueClient(actor)
     for handle in (actor, mailbox):  # Ray leaves GPUs visible to actors that ask for none
         assert ray.get(handle.__ray_call__.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"])) == ""

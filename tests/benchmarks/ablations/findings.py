@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollout.measures import Interval, paired_difference
+from rollout.intervals import Interval, paired_difference
 from tests.benchmarks.ablations.results import Result
 from tests.benchmarks.ablations.tables import tables
 

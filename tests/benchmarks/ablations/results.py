@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout.measures import Interval, paired_difference
+from rollout.intervals import Interval, paired_difference
 from tests.benchmarks.ablations.cells import START, Cell
 
 Result = Mapping[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout.measures import Interval
+from rollout.intervals import Interval
 from tests.benchmarks.ablations import __main__ as command
 from tests.benchmarks.ablations import cells
 from tests.benchmarks.ablations.cells import START, Cell

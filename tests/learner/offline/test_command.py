@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from learner.checkpoint import checkpoint_path, list_committed
+from learner.committed import checkpoint_path, list_committed
 from learner.datasets.books import BAD_ROWS
 from learner.metrics_log import read_metrics
 from learner.summary import read_summary

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from configs.schema import AtelierConfig
-from learner.checkpoint import CheckpointError, find_checkpoint, list_committed
+from learner.committed import CheckpointError, find_checkpoint, list_committed
 from learner.datasets.books import DataBooks
 from learner.datasets.offline import ModelEncoder, OfflineQueue, open_offline_queue
 from learner.datasets.rows import DataError

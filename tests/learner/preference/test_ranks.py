@@ -14,7 +14,7 @@ from transformers import CLIPModel
 
 from configs.load import dump_config
 from configs.spm import SpmConfig
-from learner.checkpoint import list_committed
+from learner.committed import list_committed
 from learner.preference.train import train_preference
 from reward import MINIATURE
 from tests.learner.inprocess import Telemetry

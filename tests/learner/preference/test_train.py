@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.checkpoint import CheckpointError, list_committed
+from learner.committed import CheckpointError, list_committed
 from learner.datasets.images import decode_image, to_pixels
 from learner.datasets.order import OrderedReader
 from learner.datasets.rows import DataError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rollout.evaluation.statistics import bootstrap_difference, bootstrap_mean, per_prompt, wilson, win_rate
-from rollout.measures import paired_difference
+from rollout.intervals import paired_difference
 
 
 def prompts(count: int) -> list[str]:

@@ -1,0 +1,46 @@
+"""What a run reads, looked at before anything starts: prompts, data set, the model's configuration, a first LoRA."""
+
+from __future__ import annotations
+
+import sys
+
+from configs.data import OnlineData
+from configs.schema import AtelierConfig
+from learner.own_process import in_own_process
+from rollout.prompts import evaluation_prompts, load_prompts
+
+
+class InputError(ValueError):
+    """Something that the configuration names cannot be used. The message is for the console."""
+
+
+def read_inputs(config: AtelierConfig) -> str | None:
+    """Look at everything that the configuration names; what the user should know of it. Raises InputError."""
+    try:
+        online = isinstance(config.data, OnlineData)
+        prompts = load_prompts(config.prompts.source, config.prompts.limit) if online else ()
+        evaluation_prompts(config.evaluation)
+        if "torch" in sys.modules:  # then another process would spare this one nothing
+            return check_model(config, prompts)
+        return in_own_process(check_model, config, prompts)  # the driver stays without the libraries that read models
+    except (ValueError, ChildProcessError) as error:
+        raise InputError(str(error)) from error
+
+
+def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
+    """Data set, adapter and a first LoRA fit the model; what should be known of `prompts`. Raises ValueError."""
+    from learner.datasets.offline import check_data
+    from learner.export import adapter_shapes
+    from rollout.init_lora import check_init_lora
+    from rollout.prompt_length import overlong_note
+
+    check_data(config)
+    try:
+        shapes = adapter_shapes(config.model)  # reads the model's configuration, not its weights
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.pretrained = {config.model.pretrained} with model.lora.target_modules = "
+            f"{config.model.lora.target_modules}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    check_init_lora(config.model, shapes)
+    return overlong_note(config.model.pretrained, prompts)
