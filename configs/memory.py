@@ -16,8 +16,8 @@ Where the whole network of N parameters is trained (model.trainable: full), its 
                 and 4 N, on every rank, for the frozen copy where the learner evaluates the reference;
                 offload leaves the weights (ZeRO 1, 2), or nothing (3), on the GPU
 
-Other activations are in configs/activations.py. CUDA's own few hundred MB, DeepSpeed's bucket of gradients (4 N, at most
-2 GB) and the allocator's spare blocks come on top.
+Other activations are in configs/activations.py. CUDA's own few hundred MB, DeepSpeed's bucket of gradients (4 N, at
+most 2 GB) and the allocator's spare blocks come on top.
 """
 
 from __future__ import annotations
