@@ -41,6 +41,7 @@ def test_the_decoder_is_as_counted():
     assert decoder_bytes(256) == pytest.approx(256**2 * DECODER_A_PIXEL, rel=0.01)
 
 
+@pytest.mark.slow
 def test_latents_add_up_and_pictures_scale():
     one = network_bytes("sd", 1, training=True, checkpointed=True)
     assert one == pytest.approx(ACTIVATIONS["sd"].checkpointed, rel=0.02)
