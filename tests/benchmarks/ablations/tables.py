@@ -13,14 +13,14 @@ from typing import Any
 from tests.benchmarks.ablations.cells import Cell, Settings, merged
 
 SEEDS = (0, 1, 2)
-SPO_TABLES = ("continuation", "preference", "candidates", "pair_rule", "range", "block")
+SPO_TABLES = ("rate", "continuation", "preference", "candidates", "pair_rule", "range", "block")
 
 
 def stepwise(**sampler: Any) -> Settings:
     """SPO with changes in its sampler."""
     return {
         "rollout": {"sampler": {"type": "stepwise", "num_candidates": 4, "threshold": 0.3, **sampler}},
-        "learner": {"objective": {"type": "spo"}, "updates_per_batch": 2, "optimizer": {"lr": 2e-3}},
+        "learner": {"objective": {"type": "spo"}, "updates_per_batch": 2, "optimizer": {"lr": 1e-3}},
     }
 
 
@@ -85,7 +85,11 @@ def _spo_tables() -> dict[str, Table]:
     def between(low: int, high: int) -> Cell:
         return other(f"t{low}-{high}", kappa=high, min_timestep=low)
 
+    def at_rate(lr: float) -> Cell:
+        return Cell(f"spo-rate-{lr:g}", merged(stepwise(), {"learner": {"optimizer": {"lr": lr}}}))
+
     return {
+        "rate": Table("SPO: learning rate", {"0.0005": at_rate(5e-4), "0.001": spo, "0.002": at_rate(2e-3)}),
         "continuation": Table(
             "SPO: which candidate the next step starts from",
             {"random": spo, "win": other("win", continuation="win"), "lose": other("lose", continuation="lose")},

@@ -88,7 +88,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     page = render_page(found)
     assert "| spo | 75 (+50; -17 .. +83) | 75 (+0; -33 .. +33) | 200 | 3 | 7 | 1 |" in page
     assert "| dpo | 75 ± 35 (+50) |" in page, "two seeds: their spread"
-    assert "4 of 100 cells, 3 of the 27" in page and "dpo (seeds 0, 1)" in page
+    assert "4 of 106 cells, 3 of the 29" in page and "dpo (seeds 0, 1)" in page
 
 
 def test_a_statement_is_decided_by_its_interval_over_the_seeds_that_both_have(tmp_path):
