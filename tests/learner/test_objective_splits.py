@@ -29,12 +29,10 @@ CASES = {
     "d3po": ({"type": "d3po"}, WALKS),
     "ddpo": ({"type": "ddpo"}, WALKS),
     "pixel-simpo": ({"type": "simpo", "reduction": "mean", "beta": 100.0, "pixel": {"weight": 2.0}}, FINAL),
-    "dpo": ({"type": "dpo"}, FINAL),
+    "dpo": ({"type": "dpo", "beta": 100.0}, FINAL),  # 5000 multiplies the rounding of the errors
     "mapo": ({"type": "mapo"}, FINAL),
     "pixel-sft": ({"type": "sft", "reduction": "mean", "pixel": {"weight": 2.0}}, FINAL),
 }
-RANKED = ("spo", "pixel-spo", "d3po", "ddpo", "pixel-simpo")
-"""Of every kind of group, and the pixel term on two of them."""
 PAIRS = [[2, 0, 1, 1], [1, 1, 0, 0]]
 """Pairs of the 4 groups of each batch. Rank 1 of 2 has none in batch 1."""
 
@@ -102,16 +100,16 @@ def trained(rank, world, pipeline, folder, batches):
     """Published adapters and reported lines of each case."""
     return {
         name: train_on(rank, world, config_of(name, pipeline, folder / name, world, 3 // world), batches[name])
-        for name in RANKED
+        for name in CASES
     }
 
 
 @pytest.mark.timeout(900)
 def test_two_ranks_with_smaller_micro_batches_give_the_weights_of_one(pipeline, tmp_path):
-    batches = {name: [[g.to_bytes() for g in batch] for batch in batches_of(name, pipeline)] for name in RANKED}
+    batches = {name: [[g.to_bytes() for g in batch] for batch in batches_of(name, pipeline)] for name in CASES}
     wanted = trained(0, 1, pipeline, tmp_path / "one", batches)
     found, _ = run_ranks(2, tmp_path, trained, pipeline, tmp_path / "two", batches)
-    for name in RANKED:
+    for name in CASES:
         (adapters, lines), (wanted_adapters, wanted_lines) = found[name], wanted[name]
         for step, line in wanted_lines.items():
             assert lines[step]["loss/total"] == pytest.approx(line["loss/total"], rel=1e-3, abs=1e-3), name
