@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 
 import pytest
 
@@ -12,6 +14,7 @@ from learner.metrics_log import read_metrics
 from learner.summary import read_summary
 from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings
 from tests.learner.compare import assert_checkpoints_equal
+from tests.learner.disks import mounts_permitted
 
 pytestmark = pytest.mark.timeout(3 * FINISH_SEC)
 BATCHES = 6
@@ -106,6 +109,53 @@ def test_a_run_that_loses_a_process_equals_whole(settings, whole, tmp_path, role
     status, output = run.finish()
     assert status == 0, output
     run.assert_no_orphans()
+    assert_equals_whole(run.run_dir, whole)
+
+
+@pytest.mark.slow
+def test_workers_that_die_as_soon_as_they_start_end_the_run(settings, tmp_path):
+    """The worker, and every successor before it has loaded its models: none is alive for stall_timeout_sec."""
+    run = Command([*settings, "run.name=dying", "learner.max_batches=500"], tmp_path / "run")
+    run.until(lambda: list_committed(run.run_dir)[1:])
+    killed: set[int] = set()
+    while run.process.poll() is None:
+        for pid in set(run.pids(TITLES["worker"])) - killed:
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    status, output = run.finish()
+    assert status == 1 and "no rollout worker has been alive for" in output, output
+    assert "stall_timeout_sec = 20" in output and "rollout-0." in output and len(killed) > 1, output
+    run.assert_no_orphans()
+    assert list_committed(run.run_dir)[1:], "what was committed stays"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not mounts_permitted(), reason="mounting is not permitted here")
+def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(settings, whole, disk):
+    run = Command([*settings, "run.name=full"], disk / "run")
+    run.until(lambda: list_committed(run.run_dir)[1:])
+    filler = disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    status, output = run.finish()
+    assert status == 1 and "No space left on device" in output and "--resume auto" in output, output
+    run.assert_no_orphans()
+    assert list_committed(run.run_dir)[1:], "what was committed stays"
+    filler.unlink()
+    status, output = Command([*settings, "run.name=full"], run.run_dir, "--resume", "auto").finish()
+    assert status == 0 and "Resuming after batch" in output, output
     assert_equals_whole(run.run_dir, whole)
 
 

@@ -23,6 +23,7 @@ import learner.loop
 from configs.schema import AtelierConfig
 from learner.committed import MANIFEST, CheckpointError, find_checkpoint
 from learner.telemetry import Telemetry
+from tests.learner.disks import make_full, make_read_only
 from tests.learner.inprocess import Mailbox, Rollout, small_config
 from tests.learner.ranks import PATIENCE
 
@@ -30,7 +31,6 @@ WORLD = 2
 KILLED_BATCH = 2
 """The checkpoint that the killed run is writing; 0 is committed, and is the old one that goes."""
 GIVE_UP_SEC = 240
-FULL_DISK = "full disk"
 REFUSED = 3
 """Exit code of a rank that raised CheckpointError."""
 
@@ -87,9 +87,17 @@ MOMENTS: Mapping[str, tuple[int, Callable[[], None]]] = {
 """Moment of rank 0's saving -> batch of the newest committed checkpoint afterwards, and how to arm the kill."""
 
 
-def no_room() -> None:
-    """From now on this process can write no file beyond 4 KB, as on a disk that is full."""
+def _no_room(_: Path) -> None:
+    """From now on this process can write no file beyond 4 KB; the kernel's refusal is like a full disk's."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+
+DISKS: Mapping[str, Callable[[Path], None]] = {
+    "no file beyond 4 KB": _no_room,
+    "full disk": make_full,
+    "read-only disk": make_read_only,
+}
+"""What the folder of checkpoints is like for rank 0 when it saves. The last two need the right to mount."""
 
 
 class ScatteredRollout(Rollout):
@@ -174,7 +182,7 @@ def _arm_in_batch(kill_at: str) -> None:
 
     def save(run_dir: Path, counters: Any, *args: Any, **more: Any) -> Path:
         if counters.batch == KILLED_BATCH:
-            no_room() if kill_at == FULL_DISK else MOMENTS[kill_at][1]()
+            DISKS[kill_at](run_dir / "checkpoints") if kill_at in DISKS else MOMENTS[kill_at][1]()
         return real(run_dir, counters, *args, **more)
 
     learner.loop.save_checkpoint = save

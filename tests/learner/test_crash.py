@@ -9,10 +9,12 @@ import pytest
 from learner.committed import checkpoint_path, list_committed
 from learner.metrics_log import read_metrics
 from tests.learner.compare import assert_checkpoints_equal
-from tests.learner.crash import FULL_DISK, MOMENTS, REFUSED, train_ranks
+from tests.learner.crash import MOMENTS, REFUSED, train_ranks
+from tests.learner.disks import mounts_permitted
 from tests.tiny import tiny_pipeline
 
 pytestmark = pytest.mark.timeout(600)
+MOUNTS = pytest.mark.skipif(not mounts_permitted(), reason="mounting is not permitted here")
 FAST = ("between the shards", "before the manifest's rename", "while the old one is removed")
 
 
@@ -52,13 +54,21 @@ def test_a_kill_while_saving_changes_nothing(whole, pipeline, tmp_path, moment):
     assert reported(run_dir) == reported(whole)
 
 
-def test_a_full_disk_ends_all_ranks_with_the_reason_and_keeps_what_was_committed(whole, pipeline, tmp_path):
-    """Rank 0 can write no more: a limit of its process on file sizes. The kernel's refusal is a full disk's."""
+@pytest.mark.parametrize(
+    ("disk", "words"),
+    [
+        ("no file beyond 4 KB", "bytes wanted"),
+        pytest.param("full disk", "No space left on device", marks=[pytest.mark.slow, MOUNTS]),
+        pytest.param("read-only disk", "Read-only file system", marks=[pytest.mark.slow, MOUNTS]),
+    ],
+)
+def test_a_disk_that_cannot_be_written_ends_all_ranks_with_the_reason(whole, pipeline, tmp_path, disk, words):
+    """Of rank 0 alone. What was committed stays, and the run goes on from there once the disk is mended."""
     run_dir = tmp_path / "run"
-    assert train_ranks(pipeline, run_dir, tmp_path / "first", kill_at=FULL_DISK) == [REFUSED, REFUSED]
+    assert train_ranks(pipeline, run_dir, tmp_path / "first", kill_at=disk) == [REFUSED, REFUSED]
     for rank in (0, 1):
         message = (tmp_path / "first" / f"refused-{rank}").read_text()
-        assert "this checkpoint cannot be written" in message and "bytes wanted" in message, message
+        assert "this checkpoint cannot be written" in message and words in message, message
     assert list_committed(run_dir) == [checkpoint_path(run_dir, 0)]
     assert train_ranks(pipeline, run_dir, tmp_path / "second", resume=True) == [0, 0]
     assert_checkpoints_equal(checkpoint_path(run_dir, 4), checkpoint_path(whole, 4))

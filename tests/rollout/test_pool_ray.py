@@ -30,6 +30,10 @@ def live(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     run.close()
 
 
+def of_the_second(groups):
+    return [group for group in groups if group.worker == "rollout-1.1"]
+
+
 def test_groups_arrive_and_every_worker_has_the_learners_weights(live):
     groups = live.train(2)
     assert {group.worker for group in groups} == {"rollout-0.1"}
@@ -37,8 +41,10 @@ def test_groups_arrive_and_every_worker_has_the_learners_weights(live):
     live.pool.set_target(2)
     live.until(lambda stats: stats["alive"] == 2)
     version = live.mailbox.latest_version()
-    while set(live.pool.adapter_checksums().values()) != {version.sha256}:
-        live.train(1, publish=False)  # the next chunk of each worker takes the newest weights first
+    later = []
+    while set(live.pool.adapter_checksums().values()) != {version.sha256} or not of_the_second(later):
+        later += live.train(1, publish=False)  # the next chunk of each worker takes the newest weights first
+    assert {group.adapter_sha256 for group in of_the_second(later)} == {version.sha256}, "weights before any group"
     newest = live.train(8, publish=False)[-2:]  # what the queue held before is gone by then
     assert {group.adapter_sha256 for group in newest} == {version.sha256}
     stats = live.pool.stats()
