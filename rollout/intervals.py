@@ -28,11 +28,14 @@ def mean_interval(values: Sequence[float]) -> Interval:
     Raises ValueError when there is no value.
     """
     n, mean = _count(values), math.fsum(values) / len(values)
-    if not _is_share(values):
-        return _normal(values, mean)
-    centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
-    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half), n)
+    return wilson(mean, n) if are_shares(values) else _normal(values, mean)
+
+
+def wilson(share: float, n: int) -> Interval:
+    """A share of n independent cases with Wilson's (1927) 95 % interval."""
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Interval:
@@ -45,7 +48,7 @@ def paired_difference(before: Sequence[float], after: Sequence[float]) -> Interv
     if len(before) != len(after):
         raise ValueError(f"{len(before)} values before but {len(after)} after; they are paired picture by picture")
     n, differences = _count(before), [b - a for a, b in zip(before, after, strict=True)]
-    if not _is_share([*before, *after]):
+    if not are_shares([*before, *after]):
         return _normal(differences, math.fsum(differences) / n)
     return share_difference(differences)
 
@@ -66,7 +69,8 @@ def _count(values: Sequence[float]) -> int:
     return len(values)
 
 
-def _is_share(values: Sequence[float]) -> bool:
+def are_shares(values: Sequence[float]) -> bool:
+    """Whether every value is 0 or 1."""
     return all(value in (0.0, 1.0) for value in values)
 
 

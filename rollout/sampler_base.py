@@ -5,8 +5,8 @@ Shapes: B prompts, T pairs, K candidates, C H W latent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,18 +35,6 @@ class Stamp:
     worker: str
 
 
-class SharedFields(TypedDict):
-    """The fields of `rollout.group_record.GroupRecord` but for the scores."""
-
-    ordinal: int
-    prompt: str
-    seed: int
-    policy_step: int
-    adapter_sha256: str
-    worker: str
-    conditioning: dict[str, Tensor]
-
-
 class PolicySampler:
     """Base of the samplers. No Ray inside."""
 
@@ -71,14 +59,7 @@ class PolicySampler:
         return transition(self._policy.schedule, output, x, t).mean.cpu()
 
 
-def shared_fields(item: PromptItem, stamp: Stamp, conditioning: Conditioning, row: int) -> SharedFields:
-    """Of the group of prompt `item`, whose conditioning is row `row` of its batch's."""
-    return SharedFields(
-        ordinal=item.ordinal,
-        prompt=item.prompt,
-        seed=item.seed,
-        policy_step=stamp.policy_step,
-        adapter_sha256=stamp.adapter_sha256,
-        worker=stamp.worker,
-        conditioning=conditioning.row(row),
-    )
+def shared_fields(item: PromptItem, stamp: Stamp, conditioning: Conditioning, row: int) -> dict[str, Any]:
+    """`GroupRecord`'s fields but for the scores, of prompt `item`, whose conditioning is row `row` of its batch's."""
+    prompt = {"ordinal": item.ordinal, "prompt": item.prompt, "seed": item.seed}
+    return {**prompt, **asdict(stamp), "conditioning": conditioning.row(row)}

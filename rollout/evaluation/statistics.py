@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollout.intervals import Interval, share_difference
+from rollout.intervals import Interval, are_shares, share_difference, wilson
 
 RESAMPLES = 10_000
-_Z2 = 1.959964**2
 
 
 def bootstrap_mean(values: Sequence[float], prompts: Sequence[str], *, seed: int = 0) -> Interval:
@@ -24,7 +23,7 @@ def bootstrap_mean(values: Sequence[float], prompts: Sequence[str], *, seed: int
     Raises ValueError when there is no value or their number is not that of the prompts.
     """
     by_prompt = per_prompt(values, prompts)
-    if _are_shares(values):
+    if are_shares(values):
         return wilson(math.fsum(by_prompt) / len(by_prompt), len(by_prompt))
     return _bootstrap(np.asarray(by_prompt, dtype=np.float64), seed)
 
@@ -34,7 +33,7 @@ def bootstrap_difference(
 ) -> Interval:
     """Mean of after - before, paired by picture, with its 95 % interval. Errors as `bootstrap_mean`."""
     first, second = per_prompt(before, prompts), per_prompt(after, prompts)
-    if _are_shares(before) and _are_shares(after):
+    if are_shares(before) and are_shares(after):
         return share_difference([b - a for a, b in zip(first, second, strict=True)])
     return _bootstrap(np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64), seed)
 
@@ -59,13 +58,6 @@ def win_rate(base: Sequence[float], other: Sequence[float], prompts: Sequence[st
     return WinRate(wins, ties, len(base) - wins - ties, wilson((wins + ties / 2) / len(base), groups))
 
 
-def wilson(share: float, n: int) -> Interval:
-    """A share of n independent cases with Wilson's (1927) 95 % interval."""
-    centre = (share + _Z2 / (2 * n)) / (1 + _Z2 / n)
-    half = math.sqrt(_Z2) / (1 + _Z2 / n) * math.sqrt(share * (1 - share) / n + _Z2 / (4 * n**2))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
-
-
 def per_prompt(values: Sequence[float], prompts: Sequence[str]) -> list[float]:
     """The mean of each prompt's values, in the order in which prompts appear first."""
     if len(values) != len(prompts) or not values:
@@ -74,10 +66,6 @@ def per_prompt(values: Sequence[float], prompts: Sequence[str]) -> list[float]:
     for prompt, value in zip(prompts, values, strict=True):
         groups.setdefault(prompt, []).append(value)
     return [math.fsum(group) / len(group) for group in groups.values()]
-
-
-def _are_shares(values: Sequence[float]) -> bool:
-    return all(value in (0.0, 1.0) for value in values)
 
 
 def _bootstrap(values: np.ndarray, seed: int) -> Interval:

@@ -103,8 +103,8 @@ def main() -> int:
     while run.process.poll() is None:
         placed = pin(run)
         time.sleep(1)
-    output = run.process.communicate()[0]
-    if run.process.returncode:
+    status, output = run.finish()
+    if status:
         print(output[-3000:], file=sys.stderr)
         return 1
     updates, evaluations = timings(options.dir / "run")

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from rollout.evaluation.statistics import bootstrap_difference, bootstrap_mean, per_prompt, wilson, win_rate
-from rollout.intervals import paired_difference
+from rollout.evaluation.statistics import bootstrap_difference, bootstrap_mean, per_prompt, win_rate
+from rollout.intervals import paired_difference, wilson
 
 
 def prompts(count: int) -> list[str]:
