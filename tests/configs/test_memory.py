@@ -16,7 +16,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from configs import AtelierConfig, build_config, load_config
+from configs import AtelierConfig, build_config, load_config, preset_names
+from configs.activations import expected_activations
 from configs.memory import CLIP_BIG_G, CLIP_L, SIZES, STEP_AWARE_VIT_H, T5_XXL, expected_memory, render_memory
 from configs.model import LoraSection
 from configs.pixel_memory import DECODER
@@ -140,3 +141,17 @@ def test_a_whole_network_by_hand(learner, weights):
 
 def test_the_miniature_asks_for_nothing():
     assert expected_memory(AtelierConfig()) == {} and "no GPU" in render_memory(load_config("quickstart"))
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if expected_memory(load_config(name))])
+def test_what_a_preset_states_fits_the_cards_it_is_for(name):
+    """A role's weights and activations within its share of a card of 80 GB; on one of 24 GB all that lie on it."""
+    config = load_config(name)
+    weights, more = expected_memory(config), expected_activations(config, 2)
+    shares = {"rollout worker": config.rollout.workers, "learner rank": config.learner, "evaluator": config.evaluation}
+    needed = {role: weights[role] + more[role] for role in weights if shares[role].resources.gpus > 0}
+    assert needed
+    if name.endswith("_1gpu"):
+        assert sum(needed.values()) < 24e9, needed
+    else:
+        assert all(amount < shares[role].resources.gpus * 80e9 for role, amount in needed.items()), needed
