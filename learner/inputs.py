@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from configs.data import OnlineData
+from configs.model import ModelSection
 from configs.schema import AtelierConfig
 from learner.own_process import in_own_process
 from rollout.prompts import evaluation_prompts, load_prompts
@@ -28,7 +29,7 @@ def read_inputs(config: AtelierConfig) -> str | None:
 
 
 def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
-    """Data set, adapter and a first LoRA fit the model; what should be known of `prompts`. Raises ValueError."""
+    """Data set, trained layers and a first LoRA fit the model; what should be known of `prompts`. Raises ValueError."""
     from learner.datasets.offline import check_data
     from learner.export import adapter_shapes
     from rollout.init_lora import check_init_lora
@@ -38,9 +39,12 @@ def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
     try:
         shapes = adapter_shapes(config.model)  # reads the model's configuration, not its weights
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.pretrained = {config.model.pretrained} with model.lora.target_modules = "
-            f"{config.model.lora.target_modules}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{_model_words(config.model)}: {str(error).strip().splitlines()[0]}") from error
     check_init_lora(config.model, shapes)
     return overlong_note(config.model.pretrained, prompts)
+
+
+def _model_words(model: ModelSection) -> str:
+    """The settings that decide what is trained."""
+    words = f"model.pretrained = {model.pretrained} with model.family = {model.family}"
+    return words if model.trainable == "full" else f"{words}, model.lora.target_modules = {model.lora.target_modules}"

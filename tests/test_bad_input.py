@@ -48,7 +48,7 @@ BAD = {
     "broken line of JSON": (lambda folder: prompts(folder, b'"a disc"\n\n{\n', "p.jsonl"), "p.jsonl:3: not JSON"),
     "no text in a line": (lambda folder: prompts(folder, b'"a"\n7\n', "p.jsonl"), "p.jsonl:2: a prompt must be text"),
     "no model": (lambda _: "model.pretrained=/nowhere/model", "model.pretrained = /nowhere/model with"),
-    "foreign directory": (lambda folder: f"model.pretrained={folder}", "with model.lora.target_modules"),
+    "foreign directory": (lambda folder: f"model.pretrained={folder}", "with model.family = sd, model.lora.target"),
     "foreign layers": (lambda _: "model.lora.target_modules=[to_x]", "model.lora.target_modules = ['to_x']"),
     "no adapter": (lambda _: "model.init_lora=/nowhere/lora", "model.init_lora = /nowhere/lora: no LoRA there"),
     "adapter of another model": (
@@ -75,6 +75,13 @@ def test_one_clear_error_and_nothing_left(settings, tmp_path, monkeypatch, capsy
     assert said.startswith("error: ") and said.count("error: ") == 1 and words in said, said
     assert "Traceback" not in said
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "runs"] == before, "nothing half-written"
+
+
+def test_a_network_that_is_trained_whole_has_no_layers_to_choose(settings, tmp_path, capsys):
+    given = [f"model.pretrained={tmp_path}", "model.trainable=full", "model.lora={}"]
+    assert command.main([*settings, f"run.dir={tmp_path / 'runs' / 'run'}", *given]) == 1
+    said = capsys.readouterr().err
+    assert f"error: model.pretrained = {tmp_path} with model.family = sd: " in said and "model.lora" not in said, said
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ class FluxFamily(PipelineFamily):
         ids = self.pipeline._prepare_latent_image_ids(rows, height // 2, width // 2, x.device, dtype)
         packed = network(
             hidden_states=self.pipeline._pack_latents(x.to(dtype), rows, channels, height, width),
-            timestep=(t / 1000).to(dtype),
+            timestep=t.to(dtype) / 1000,  # rounded first, as the stock pipeline does
             guidance=torch.full((rows,), scale, dtype=torch.float32, device=x.device) if distilled else None,
             pooled_projections=pooled,
             encoder_hidden_states=embeds,

@@ -25,6 +25,10 @@ class PixArtFamily(PipelineFamily):
     def pipeline_classes(cls) -> tuple[Any, ...]:
         return (PixArtSigmaPipeline, PixArtAlphaPipeline)
 
+    @property
+    def size_step(self) -> int:
+        return self.vae_scale_factor * int(self.network.config.patch_size)
+
     def _encode(self, prompts: list[str], negative_prompt: str, device: torch.device) -> dict[str, Tensor]:
         embeds, mask, negative, negative_mask = self.pipeline.encode_prompt(
             prompts, negative_prompt=negative_prompt, device=device

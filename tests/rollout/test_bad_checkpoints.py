@@ -119,3 +119,5 @@ def test_a_picture_size_that_the_latent_cannot_have_is_refused(good, tmp_path):
         load(good, image_size=34)
     with pytest.raises(ValueError, match=r"model\.image_size = 36 is not a multiple of 8"):
         load(tiny_family("flux", tmp_path / "flux"), family="flux", image_size=36)
+    with pytest.raises(ValueError, match=r"model\.image_size = 36 is not a multiple of 8"):
+        load(tiny_family("pixart", tmp_path / "pixart"), family="pixart", image_size=36)
