@@ -6,7 +6,7 @@
 
 An evaluator that is slower than `evaluation.every_batches` asks for so costs points of a curve, not training time and
 not memory without end. One that fails closes the queue: every rank finishes its batch, a checkpoint is saved, and the
-run ends with the reason. After the last batch the learner waits for those still to be done.
+run ends with the reason. After the last batch the learner waits for those still to be done, unless the run is to stop.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rollout.versions import AdapterVersion
 
 SKIPPED_TAG = "eval/skipped"
 SECONDS_TAG = "throughput/evaluation_sec"
+LOOK_SEC = 1.0
 Work = Callable[[AdapterVersion, bytes, int], None]
 """Evaluates one version and records it; the number is how many versions were skipped so far."""
 
@@ -56,10 +57,15 @@ class EvaluationDesk:
                 self._thread.start()
             self._changed.notify_all()
 
-    def wait(self) -> None:
-        """Until nothing waits and nothing is being evaluated, or one has failed."""
+    def wait(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Until nothing waits and nothing is being evaluated, one has failed, or `given_up`, asked every second."""
         with self._changed:
-            self._changed.wait_for(lambda: self.failure is not None or not (self._busy or self._waiting))
+            while not self._changed.wait_for(self._at_rest, LOOK_SEC):
+                if given_up():
+                    return
+
+    def _at_rest(self) -> bool:
+        return self.failure is not None or not (self._busy or self._waiting)
 
     def _run(self) -> None:
         while True:

@@ -34,11 +34,12 @@ def train_rank(given: dict[str, Any]) -> dict[str, Any]:
     committed = list_committed(config.run.path)  # newer than what the driver chose, after a restart
     evaluations = create_desk(given["evaluator"], given["telemetry"], given["queue"], config)
     try:
+        queue = _queue(config, given["queue"], device)
         result = train(
             context.get_world_rank(),
             context.get_world_size(),
             config,
-            _queue(config, given["queue"], device),
+            queue,
             MailboxClient(given["mailbox"]),
             TelemetryClient(given["telemetry"]),
             device=device,
@@ -48,7 +49,7 @@ def train_rank(given: dict[str, Any]) -> dict[str, Any]:
     except (CheckpointError, DataError, FloatingPointError) as error:
         return {"error": str(error)}
     if result.finished:
-        evaluations.wait()
+        evaluations.wait(given_up=lambda: queue.stats()["closed"] is not None)  # a signal does not wait for them
     if evaluations.failure is not None:
         return {"error": evaluations.failure}
     return {**asdict(result), "peak_memory_bytes": peak_memory_bytes(device)}

@@ -76,6 +76,17 @@ def test_as_many_wait_however_late_the_first_begins() -> None:
     assert len(gate.done) + desk.skipped == 4 and gate.done[-1][0] == 4 and len(gate.done) <= 3
 
 
+def test_a_run_that_is_to_stop_does_not_wait() -> None:
+    gate = Gate()
+    desk = EvaluationDesk(gate, 1, lambda sentence: None)
+    desk(version(1), b"")
+    desk.wait(given_up=gate.begun.is_set)
+    assert gate.done == []
+    gate.open.set()
+    desk.wait()
+    assert gate.done == [(1, 0)]
+
+
 def test_a_failed_evaluation_is_told_once_and_nothing_follows() -> None:
     failures, evaluated = list[str](), list[int]()
 
