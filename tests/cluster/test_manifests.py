@@ -1,4 +1,4 @@
-"""cluster/: against Ray's own schema, by structure where none can be had, and against this project's configuration."""
+"""cluster/: against Ray's and Kubernetes' own schemas, elsewhere by structure, and this project's configuration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray
 import yaml
@@ -91,6 +92,23 @@ def test_rayjob_starts_a_run_that_this_project_accepts():
     config = load_config("sd15_spo", words[7:])
     assert config.rollout.workers.resources.custom.keys() == {"rollout_node"}
     assert config.learner.resources.custom.keys() == config.evaluation.resources.custom.keys() == {"learner_node"}
+
+
+def pod_templates(spec):
+    """Of a RayCluster's spec, as objects of their own."""
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        yield {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": group["template"]}
+
+
+def test_pods_fit_kubernetes_schema_and_a_misspelt_key_does_not():
+    oldest = re.search(r"Kubernetes (1\.\d+) or newer", (CLUSTER / "raycluster.yaml").read_text())[1]
+    for version in (oldest, kubernetes_validate.latest_version()):
+        for pod in pod_templates(read("raycluster.yaml")["spec"]):
+            kubernetes_validate.validate(pod, version, strict=True)
+    [container] = pod["template"]["spec"]["containers"]
+    container["imag"] = container.pop("image")
+    with pytest.raises(kubernetes_validate.ValidationError, match="imag"):
+        kubernetes_validate.validate(pod, version, strict=True)
 
 
 def test_both_kuberay_manifests_have_the_same_cluster():
