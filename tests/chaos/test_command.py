@@ -12,9 +12,11 @@ import pytest
 from learner.committed import checkpoint_path, list_committed
 from learner.metrics_log import read_metrics
 from learner.summary import read_summary
+from tests.chaos.observer import Observer
 from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings
 from tests.learner.compare import assert_checkpoints_equal
 from tests.learner.disks import mounts_permitted
+from tests.learner.test_telemetry import steps_of
 
 pytestmark = pytest.mark.timeout(3 * FINISH_SEC)
 BATCHES = 6
@@ -28,12 +30,14 @@ TITLES = {
     "rank": "ray::RayTrainWorker",
 }
 """What Ray calls the processes of each role."""
+STALLED = "rollout.workers.stall_timeout_sec = 60"
+"""Longer than a worker takes to load on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
-    return [*tiny_settings(folder), f"learner.max_batches={BATCHES}", "rollout.workers.stall_timeout_sec=20"]
+    return [*tiny_settings(folder), f"learner.max_batches={BATCHES}"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,7 @@ def assert_equals_whole(run_dir, whole):
     assert [line["step"] for line in trained] == list(range(1, 2 * BATCHES + 1))
     steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl")]
     assert steps == sorted(set(steps)), "no step twice"
+    assert steps_of(run_dir, "loss/total") == list(range(1, 2 * BATCHES + 1)), "nor in TensorBoard"
 
 
 def kill(run, role):
@@ -88,10 +93,19 @@ def test_ctrl_c_in_training_finishes_the_batch_and_saves(settings, whole, tmp_pa
     assert_equals_whole(run.run_dir, whole)
 
 
+def has_saved(batch):
+    return lambda run: checkpoint_path(run.run_dir, batch) in list_committed(run.run_dir)
+
+
 @pytest.mark.slow
-def test_kill_9_of_everything_and_resume_equals_whole(settings, whole, tmp_path):
+@pytest.mark.parametrize(
+    "moment",
+    [has_saved(2), lambda run: "evaluating the trained model" in run.output()],
+    ids=["training", "concluding"],
+)
+def test_kill_9_of_everything_and_resume_equals_whole(settings, whole, tmp_path, moment):
     run = Command([*settings, "run.name=killed"], tmp_path / "run")
-    run.until(lambda: checkpoint_path(run.run_dir, 2) in list_committed(run.run_dir))
+    run.until(lambda: moment(run))
     run.kill_everything()
     status, output = Command([*settings, "run.name=killed"], run.run_dir, "--resume", "auto").finish()
     assert status == 0 and "Resuming after batch" in output, output
@@ -113,9 +127,31 @@ def test_a_run_that_loses_a_process_equals_whole(settings, whole, tmp_path, role
 
 
 @pytest.mark.slow
+def test_an_empty_queue_holds_the_ranks_for_longer_than_their_collectives_may_take(settings, whole, tmp_path):
+    patience_sec = 30
+    run = Command([*settings, "run.name=empty", f"learner.engine.timeout_sec={patience_sec}"], tmp_path / "run")
+    run.until(lambda: list_committed(run.run_dir)[1:])
+    observer = Observer(run.ray_address(), "empty")
+    ranks, [worker] = run.pids(TITLES["rank"]), run.pids(TITLES["worker"])
+    os.kill(worker, signal.SIGSTOP)
+    run.until(lambda: observer.look().queue.get("waiting_ranks") == 2)
+    held = time.monotonic()
+    run.until(lambda: time.monotonic() - held > 1.5 * patience_sec)
+    assert observer.look().queue["waiting_ranks"] == 2
+    observer.close()
+    os.kill(worker, signal.SIGCONT)
+    run.until(lambda: checkpoint_path(run.run_dir, BATCHES - 1) in list_committed(run.run_dir))
+    assert run.pids(TITLES["rank"]) == ranks, "none of them had to be started again"
+    status, output = run.finish()
+    assert status == 0, output
+    assert_equals_whole(run.run_dir, whole)
+
+
+@pytest.mark.slow
 def test_workers_that_die_as_soon_as_they_start_end_the_run(settings, tmp_path):
     """The worker, and every successor before it has loaded its models: none is alive for stall_timeout_sec."""
-    run = Command([*settings, "run.name=dying", "learner.max_batches=500"], tmp_path / "run")
+    limit = STALLED.replace(" ", "")
+    run = Command([*settings, limit, "run.name=dying", "learner.max_batches=500"], tmp_path / "run")
     run.until(lambda: list_committed(run.run_dir)[1:])
     killed: set[int] = set()
     while run.process.poll() is None:
@@ -125,7 +161,7 @@ def test_workers_that_die_as_soon_as_they_start_end_the_run(settings, tmp_path):
         time.sleep(0.1)
     status, output = run.finish()
     assert status == 1 and "no rollout worker has been alive for" in output, output
-    assert "stall_timeout_sec = 20" in output and "rollout-0." in output and len(killed) > 1, output
+    assert STALLED in output and "rollout-0." in output and len(killed) > 1, output
     run.assert_no_orphans()
     assert list_committed(run.run_dir)[1:], "what was committed stays"
 
@@ -161,11 +197,12 @@ def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(settings, whol
 
 @pytest.mark.slow
 def test_workers_that_all_hang_end_the_run_with_what_each_last_did(settings, tmp_path):
-    run = Command([*settings, "run.name=stall", "learner.max_batches=500"], tmp_path / "run")
+    limit = STALLED.replace(" ", "")
+    run = Command([*settings, limit, "run.name=stall", "learner.max_batches=500"], tmp_path / "run")
     run.until(lambda: list_committed(run.run_dir)[1:])
     for pid in run.pids(TITLES["worker"]):
         os.kill(pid, signal.SIGSTOP)
     status, output = run.finish()
-    assert status == 1 and "stall_timeout_sec = 20" in output and "rollout-0.1" in output, output
+    assert status == 1 and STALLED in output and "rollout-0.1" in output, output
     run.assert_no_orphans()
     assert list_committed(run.run_dir)[1:], "what was committed stays"

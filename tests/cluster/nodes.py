@@ -9,15 +9,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from tests.learner.command import MARKER, ROOT, kill_marked, marked
+from tests.polling import until
 
 READY_SEC = 240
 FOREIGN = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
@@ -38,7 +34,9 @@ class Node:
 
     def until_said(self, pattern: str) -> re.Match[str]:
         """Wait until the command has printed `pattern`."""
-        return until(lambda: re.search(pattern, self._log.read_text()), self._log.read_text, self._process.poll)
+        text = self._log.read_text
+        found: re.Match[str] = until(lambda: re.search(pattern, text()), READY_SEC, text, self._process.poll)
+        return found
 
     def pids(self, title: str) -> list[int]:
         """Processes of this node whose command line holds `title`."""
@@ -127,13 +125,3 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
-
-
-def until(condition: Callable[[], Any], explain: Callable[[], str], ended: Callable[[], Any] = lambda: None) -> Any:
-    """Wait for what other processes do, which fires no event here; its first true value."""
-    deadline = time.monotonic() + READY_SEC
-    while not (found := condition()):
-        if ended() is not None or time.monotonic() > deadline:
-            pytest.fail(f"did not come:\n{explain()[-4000:]}")
-        time.sleep(0.1)
-    return found

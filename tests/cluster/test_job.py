@@ -10,8 +10,9 @@ import pytest
 
 from learner.committed import list_committed
 from learner.summary import read_summary
-from tests.cluster.nodes import READY_SEC, Cluster, checkout, until
+from tests.cluster.nodes import READY_SEC, Cluster, checkout
 from tests.learner.command import tiny_settings
+from tests.polling import until
 
 WORKER, RANK = "ray::RolloutWorkerActor", "ray::RayTrainWorker"
 
@@ -52,7 +53,7 @@ class Job:
         self.cluster, self.run_dir, self.name = cluster, run_dir, name
         done = cluster.job(
             "submit", "--no-wait", "--submission-id", name, "--working-dir", str(source), "--",
-            "python", "-m", "learner.main", *settings, f"run.dir={run_dir}",
+            "python", "-m", "learner.main", "--config", "configs/quickstart.yaml", *settings, f"run.dir={run_dir}",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -63,8 +64,8 @@ class Job:
         def ended():
             return None if self.cluster.head.pids("learner.main") else "the driver has ended"
 
-        until(lambda: self.cluster.head.pids("learner.main"), self.logs)
-        return until(condition, self.logs, ended)
+        until(lambda: self.cluster.head.pids("learner.main"), READY_SEC, self.logs)
+        return until(condition, READY_SEC, self.logs, ended)
 
     def batches(self) -> int:
         """Of the newest committed checkpoint."""
@@ -104,11 +105,11 @@ def test_roles_on_nodes_of_their_own_that_come_and_go_then_stop_and_resume(clust
     job.until(lambda: job.batches() > hurt + 1)
 
     assert cluster.job("stop", "nodes-1").returncode == 0
-    until(lambda: not cluster.head.pids("learner.main"), job.logs)
+    until(lambda: not cluster.head.pids("learner.main"), READY_SEC, job.logs)
     said = job.logs()
     for text in ("step 2/", "a rollout worker died", "SIGTERM: finishing the batch", "Stopped by SIGTERM; go on with:"):
         assert text in said, said
-    until(lambda: not second.pids(WORKER) and not learner.pids(RANK), lambda: f"orphans after:\n{said}")
+    until(lambda: not second.pids(WORKER) and not learner.pids(RANK), READY_SEC, lambda: f"orphans after:\n{said}")
     stopped = job.batches()
     assert read_steps(run_dir)[-1] == 2 * stopped, "what was trained is what was saved"
 

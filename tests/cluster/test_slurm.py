@@ -14,8 +14,9 @@ import pytest
 
 from learner.committed import list_committed
 from learner.summary import read_summary
-from tests.cluster.nodes import FOREIGN, READY_SEC, until
+from tests.cluster.nodes import FOREIGN, READY_SEC
 from tests.learner.command import MARKER, ROOT, kill_marked, marked, tiny_settings
+from tests.polling import until
 
 SLURM = {
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',  # every node is this machine
@@ -44,7 +45,7 @@ class Allocation:
             )  # fmt: skip
 
     def until(self, condition):
-        return until(condition, self.output.read_text, self.process.poll)
+        return until(condition, READY_SEC, self.output.read_text, self.process.poll)
 
     def close(self) -> None:
         kill_marked(self.marker)

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from tests.learner.inprocess import PROMPTS
+from tests.polling import until
 from tests.tiny import MAX_TOKENS, tiny_pipeline, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -105,16 +105,14 @@ class Command:
         return Path(f"/proc/self/fd/{self._output.fileno()}").read_text(errors="replace")
 
     def until(self, condition: Callable[[], Any], timeout_sec: float = FINISH_SEC) -> Any:
-        """Wait for something in other processes or their files, which fire no event here; its first true value."""
-        deadline = time.monotonic() + timeout_sec
-        while True:
-            over = self.process.poll() is not None or time.monotonic() > deadline  # before the last look
-            if found := condition():
-                return found
-            if over:
-                self.kill_everything()
-                pytest.fail(f"did not come, exit status {self.process.poll()}:\n{self.output()[-4000:]}")
-            time.sleep(0.1)
+        """Wait for something in its processes or their files; its first true value."""
+
+        def explain() -> str:
+            status = self.process.poll()
+            self.kill_everything()
+            return f"{self.output()}\nexit status {status}"
+
+        return until(condition, timeout_sec, explain, self.process.poll)
 
     def finish(self, timeout_sec: float = FINISH_SEC) -> tuple[int, str]:
         """Exit status and output."""
@@ -162,12 +160,13 @@ class Command:
 
     def assert_no_orphans(self) -> None:
         """Nothing of it lives on; what is just ending is waited for."""
-        deadline = time.monotonic() + 60
-        while alive := self.processes():
-            if time.monotonic() > deadline:
-                self.kill_everything()
-                pytest.fail(f"orphans: {alive}")
-            time.sleep(0.1)
+
+        def explain() -> str:
+            alive = self.processes()
+            self.kill_everything()
+            return f"orphans: {alive}"
+
+        until(lambda: not self.processes(), 60, explain)
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

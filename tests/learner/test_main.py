@@ -16,6 +16,7 @@ from learner.committed import MANIFEST, CheckpointError, Counters, checkpoint_pa
 from learner.run_dir import RunDir, RunDirError
 from learner.summary import read_summary
 from tests.learner.command import FINISH_SEC, Command, metrics, tiny_settings
+from tests.learner.test_telemetry import steps_of
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +172,7 @@ def test_interrupted_and_resumed_equals_whole(whole_run, settings, tmp_path):
     assert [line for line in metrics(run_dir) if "loss/total" in line] == [
         line for line in metrics(whole_run[0]) if "loss/total" in line
     ]
+    assert steps_of(run_dir, "loss/total") == list(range(1, 9)), "in TensorBoard no step twice, none missing"
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rollout.records import PreferenceGroup
 from rollout.replay_actor import QueueClient, create_queue
 from rollout.weights import AdapterVersion
 from rollout.weights_actor import MailboxClient, create_mailbox
+from tests.polling import until
 from tests.tiny import tiny_pipeline
 from tests.tiny_clip import write_clip
 
@@ -107,11 +107,14 @@ class LiveRun:
 
     def until(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """Ask the pool until `condition(stats)`."""
-        deadline = time.monotonic() + TIMEOUT_SEC
-        while not condition(stats := self.pool.stats()):
-            assert stats["status"] == "running" and time.monotonic() < deadline, stats
-            time.sleep(0.2)
-        return stats
+
+        def met() -> dict[str, Any] | None:
+            stats = self.pool.stats()
+            assert stats["status"] == "running", stats
+            return stats if condition(stats) else None
+
+        found: dict[str, Any] = until(met, TIMEOUT_SEC, lambda: str(self.pool.stats()))
+        return found
 
     def close(self) -> None:
         self.queue.close("the test is over")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from rollout.group_record import GroupHeader
 from rollout.records import PreferenceGroup
 from tests.chaos.observer import workers_of
+from tests.polling import until
 from tests.rollout.live import TIMEOUT_SEC, LiveRun, live_config, write_models
 
 pytestmark = pytest.mark.timeout(600)
@@ -50,10 +50,11 @@ def until_it_does(live: LiveRun, action: str) -> Any:
     """The only worker's actor, as soon as it says that it does this: asked itself, not the pool, which asks rarely."""
     live.until(lambda stats: stats["alive"] == 1)
     [actor] = ray.get(live.pool.actor.__ray_call__.remote(workers_of)).values()
-    deadline = time.monotonic() + TIMEOUT_SEC
-    while f": {action}" not in (text := ray.get(actor.describe.remote())):
-        assert time.monotonic() < deadline, text
-        time.sleep(0.01)
+
+    def does() -> str:
+        return ray.get(actor.describe.remote())
+
+    until(lambda: f": {action}" in does(), TIMEOUT_SEC, does, pause_sec=0.01)
     return actor
 
 
@@ -87,8 +88,7 @@ def test_a_worker_killed_while_it_samples(start):
 def test_a_worker_killed_while_it_puts(start):
     live = start("kill-putting", queue={"capacity_groups": 2})
     actor = until_it_does(live, "putting group 2")
-    while not live.queue.stats()["waiting_producers"]:
-        time.sleep(0.01)
+    until(lambda: live.queue.stats()["waiting_producers"], TIMEOUT_SEC, lambda: str(live.queue.stats()))
     books = kill(live, actor)
     assert books["produced"] == 2, "the queue was full"
     live.train(3)
@@ -106,6 +106,37 @@ def test_a_worker_killed_while_it_has_nothing_to_do(start):
     groups = live.train(2)
     assert [group.worker for group in groups] == 2 * ["rollout-0.1"] + 2 * ["rollout-0.2"]
     assert_recovered(live)
+
+
+def test_two_workers_lost_at_once_and_then_a_slow_one_lose_nothing(start):
+    live = start("two-at-once", schedule={"type": "async", "max_staleness_steps": 1000})
+    live.pool.set_target(3)
+    live.until(lambda stats: stats["alive"] == 3)
+    live.until(lambda _: len(live.worker_pids()) == 3)
+    pids = live.worker_pids()
+    for name in ("rollout-0.1", "rollout-2.1"):
+        os.kill(pids[name], signal.SIGKILL)
+    live.until(lambda stats: stats["deaths"] == 2)
+    slow, seen = "rollout-1.1", set[str]()
+    while not seen >= {slow, "rollout-0.2", "rollout-2.2"}:
+        seen |= {group.worker for group in live.train(1)}
+
+    os.kill(pids[slow], signal.SIGSTOP)
+    while slow in {group.worker for group in live.train(6)}:  # what it had delivered before comes first
+        continue
+    os.kill(pids[slow], signal.SIGCONT)
+    late = live.train(1)
+    while slow not in {group.worker for group in late}:
+        late = live.train(1)
+    so_far = max(live.trained)
+    while set(range(so_far)) - set(live.trained):
+        live.train(1)
+
+    newest = live.mailbox.latest_version()
+    while set(live.pool.adapter_checksums().values()) != {newest.sha256}:
+        live.train(1, publish=False)  # each worker takes the newest weights before its next chunk
+    assert live.assert_books_close()["dropped"] == {}
+    assert live.pool.stats()["deaths"] == 2, "a slow worker is no lost one"
 
 
 def wrong_shape(group: PreferenceGroup) -> PreferenceGroup:
