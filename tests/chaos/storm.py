@@ -213,6 +213,8 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=Path("runs/chaos"), help="where the run and the log of kills are")
     parser.add_argument("--report", type=Path, default=Path("docs/chaos.md"))
     options = parser.parse_args()
+    if (options.dir / "run" / "summary.json").exists():
+        parser.error(f"{options.dir} holds a storm that was finished: remove it, or give another --dir")
     storm = Storm(options.dir.resolve())
     try:
         for number, kind in enumerate(kinds(options.kills, options.seed)):
