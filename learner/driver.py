@@ -111,7 +111,8 @@ class Driver:
         if self._base is None and (wait or ray.wait([self._base_call], timeout=0)[0]):
             self._base = self._until(self._base_call)
             if self._run_dir.checkpoint is None:  # else it is in the telemetry already
-                record_evaluation(self._base, self._actors.telemetry, 0, self._config.evaluation.grid_size)
+                picture = self._base.grid(self._config.evaluation.grid_size)
+                record_evaluation(self._base, picture, self._actors.telemetry, 0)
 
     def _show(self, pool_stats: dict[str, Any]) -> None:
         if pool_stats.get("deaths", 0) > self._deaths:

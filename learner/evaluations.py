@@ -17,10 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.schema import AtelierConfig
-from rollout.contact_sheet import grid
 from rollout.eval_result import REWARD, EvalResult
 from rollout.versions import AdapterVersion
 
@@ -91,13 +89,17 @@ class EvaluationDesk:
 
 
 def create_desk(evaluator: Any, telemetry: Any, queue: Any, config: AtelierConfig) -> EvaluationDesk:
-    """The desk over the run's actors. Pictures go from evaluator to recording task, not through this process."""
+    """The desk over the run's actors, in rank 0's process. Of the pictures only their grid comes here, as a PNG."""
 
     def work(version: AdapterVersion, state: bytes, skipped: int) -> None:
-        result = evaluator.evaluate.remote(state, version.sha256)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # where run.dir is
-        record = ray.remote(num_cpus=0, scheduling_strategy=here)(_record)
-        ray.get(record.remote(result, telemetry, config, version, state, skipped))
+        result, picture = ray.get(evaluator.report.remote(state, version.sha256))
+        record_evaluation(result, picture, telemetry, version.step)
+        if skipped:
+            ray.get(telemetry.scalars.remote(version.step, {SKIPPED_TAG: skipped}))
+        if config.checkpoint.best is not None:
+            from learner.best import keep_if_best  # reads the adapter with torch, which the driver does without
+
+            keep_if_best(config.run.path, config.checkpoint.best, version, state, result.metrics)
 
     def close(sentence: str) -> None:
         ray.get(queue.close.remote(sentence))
@@ -105,25 +107,11 @@ def create_desk(evaluator: Any, telemetry: Any, queue: Any, config: AtelierConfi
     return EvaluationDesk(work, config.evaluation.max_waiting, close)
 
 
-def _record(
-    result: EvalResult, telemetry: Any, config: AtelierConfig, version: AdapterVersion, state: bytes, skipped: int
-) -> None:
-    """One evaluation of a running training."""
-    record_evaluation(result, telemetry, version.step, config.evaluation.grid_size)
-    if skipped:
-        ray.get(telemetry.scalars.remote(version.step, {SKIPPED_TAG: skipped}))
-    if config.checkpoint.best is not None:
-        from learner.best import keep_if_best  # reads the adapter with torch
-
-        keep_if_best(config.run.path, config.checkpoint.best, version, state, result.metrics)
-
-
-def record_evaluation(result: EvalResult, telemetry: Any, step: int, grid_size: int) -> None:
-    """Scores, how long they took, and a grid of the first pictures into telemetry."""
+def record_evaluation(result: EvalResult, picture: bytes, telemetry: Any, step: int) -> None:
+    """Scores, how long they took, and the grid of the first pictures (PNG) into telemetry."""
     ray.get(telemetry.scalars.remote(step, {**result.scalars(), SECONDS_TAG: result.seconds}))
     if step == 0:
         ray.get(telemetry.text.remote(step, "eval/scorers", scorers_page(result)))
-    picture = grid(result.images[:grid_size], result.prompts[:grid_size])
     ray.get(telemetry.images.remote(step, {"eval/grid": picture}))
 
 

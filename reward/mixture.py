@@ -37,7 +37,7 @@ class Mixture:
             raise ValueError(f"a mixture's parts read {' and '.join(sorted(kinds))}; they have to read the same")
         self._parts = list(parts)
         self.reads: Reads = parts[0].scorer.reads
-        self.name = "mixture-" + "-".join(_label(part) for part in parts)
+        self.name = "mixture" + "".join(_label(part) for part in parts)
 
     def to(self, device: torch.device | str) -> Mixture:
         """Move every part to a device, in place; returns itself."""
@@ -58,4 +58,4 @@ class Mixture:
 
 def _label(part: Part) -> str:
     scale = "" if (part.centre, part.spread) == (0.0, 1.0) else f"(x{-part.centre:+g})/{part.spread:g} "
-    return f"{part.weight:g}*[{scale}{part.scorer.name}]"
+    return f"{part.weight:+g}*[{scale}{part.scorer.name}]"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rollout.contact_sheet import grid
 from rollout.intervals import Interval, paired_difference
 
 REWARD = "reward"  # the metric of the scorer in use, beside those that the measures name
@@ -39,6 +40,10 @@ class EvalResult:
         """
         named = {self.scorer: self.metrics[REWARD]} if self.scorer else {}
         return {**{f"eval/{name}": value for name, value in {**self.metrics, **named}.items()}, **self.drift}
+
+    def grid(self, count: int) -> bytes:
+        """A PNG of the first `count` pictures with their prompts."""
+        return grid(self.images[:count], self.prompts[:count])
 
 
 def differences(before: EvalResult, after: EvalResult) -> dict[str, Interval]:

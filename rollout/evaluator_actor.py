@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,10 +20,15 @@ class EvaluatorActor:
     def __init__(self, config: AtelierConfig) -> None:
         from rollout.evaluator import Evaluator  # here: the processes that create or call this actor have no torch
 
-        self._evaluator = Evaluator(config)
+        self._evaluator, self._grid_size = Evaluator(config), config.evaluation.grid_size
 
     def evaluate(self, adapter: bytes | None, sha256: str | None = None) -> EvalResult:
         return self._evaluator.evaluate(adapter, sha256)
+
+    def report(self, adapter: bytes | None, sha256: str | None = None) -> tuple[EvalResult, bytes]:
+        """What telemetry keeps of `evaluate`: the result without its pictures, and a PNG grid of the first of them."""
+        result = self._evaluator.evaluate(adapter, sha256)
+        return replace(result, images=result.images[:0]), result.grid(self._grid_size)
 
     def peak_memory_bytes(self) -> int:
         return self._evaluator.peak_memory_bytes()

@@ -14,6 +14,7 @@ from rollout.intervals import Interval
 
 FORMAT = 1
 _UNKNOWN = "unknown"
+_HEAD = ("model", "mean", "95 % interval", "change from base", "95 % interval", "win rate", "95 % interval")
 _SAMPLERS = {"ddim": "DDIM", "flow_sde": "stochastic flow steps"}
 
 
@@ -83,27 +84,22 @@ def _without_interval(value: float, count: int) -> dict[str, Any]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Every metric of every candidate, one a line, under one head."""
-    head = (
-        "metric",
-        "model",
-        "mean",
-        "95 % interval",
-        "change from base",
-        "95 % interval",
-        "win rate",
-        "95 % interval",
-    )
-    rows = [head]
+    """Every metric under its name, a line a model; without the columns that nothing stands in."""
+    if not found["metrics"]:
+        return "No scorers and no measures: pictures only."
+    rows: list[tuple[str, ...]] = [_HEAD]
+    metrics: dict[int, str] = {}  # row -> the metric whose figures begin there
     for name, metric in found["metrics"].items():
+        metrics[len(rows)] = name
         for candidate, entry in metric["candidates"].items():
-            label = name if candidate == BASE else ""
-            cells: tuple[str, ...] = (*_cells(entry["mean"]), *_change(entry), *_wins(entry))
-            if metric["kind"] == "set":
-                cells = tuple("" if cell == _UNKNOWN else cell for cell in cells)
-            rows.append((label, candidate, *cells))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+            cells = (*_cells(entry["mean"]), *_change(entry), *_wins(entry))
+            of_set = metric["kind"] == "set"
+            rows.append((f"  {candidate}", *("" if of_set and cell == _UNKNOWN else cell for cell in cells)))
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
+    for row in sorted(metrics, reverse=True):
+        lines.insert(row, metrics[row])
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -113,9 +109,11 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"warning: {name} {text}" for name, candidate in found["candidates"].items() for text in candidate["warnings"]
     ]
+    pictures, prompts = len(found["prompts"]), len(set(found["prompts"]))
+    many = f"{pictures} pictures" + (f" of {prompts} prompts" if prompts < pictures else "")
     random = f"eta {settings['eta']:g}" if "eta" in settings else f"noise level {settings['noise_level']:g}"
     lines.append(
-        f"{len(found['prompts'])} pictures a model, {_SAMPLERS[settings['sampler']]}, {settings['steps']} steps, "
+        f"{many} a model, {_SAMPLERS[settings['sampler']]}, {settings['steps']} steps, "
         f"guidance {settings['guidance']:g}, {random}, seeds from {settings['seed']}, base {settings['base']} "
         f"({settings['base_fingerprint']})"
     )

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import pytest
 from diffusers import StableDiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from learner import main as command
 from learner.best import read_best
@@ -139,6 +140,10 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     best = max((line for line in evaluated if line.get("step") in (4, 8)), key=lambda line: line["eval/reward"])
     assert read_best(run_dir).value == best["eval/reward"] and read_best(run_dir).step == best["step"]
     assert [line["step"] for line in evaluated if "diversity/across_vendi" in line] == [0, 4, 8]
+    events = EventAccumulator(str(run_dir / "tb"), size_guidance={"images": 0})
+    events.Reload()
+    sheets = {tag: [event.step for event in events.Images(tag)] for tag in ("eval/grid", "eval/before_after")}
+    assert sheets == {"eval/grid": [0, 4], "eval/before_after": [8]}
     assert "Changes of the pictures from the starting model" in output and "appearance/saturation" in output
     pretrained = next(text for text in settings if text.startswith("model.pretrained")).partition("=")[2]
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None)

@@ -52,7 +52,7 @@ def test_a_mixture_is_the_weighted_sum() -> None:
     )
     # 2 · 0.5 − 0.5 · (−0.25 − 0.25) / 0.5 = 1.5 ;  2 · 0 − 0.5 · (1 − 0.25) / 0.5 = −0.75
     assert mixture.score(*CALL).tolist() == [1.5, -0.75] and mixture.score(*CALL).dtype == torch.float32
-    assert mixture.name == "mixture-2*[channel0]--0.5*[(x-0.25)/0.5 channel1]"
+    assert mixture.name == "mixture+2*[channel0]-0.5*[(x-0.25)/0.5 channel1]"
 
 
 def test_a_mixture_moves_its_parts_and_is_as_loud_as_they_are() -> None:

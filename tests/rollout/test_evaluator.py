@@ -20,6 +20,7 @@ from configs.scorers import ClipScoreScorer, ImportedScorer, StepAwareScorer
 from configs.statistics import STATISTICS
 from reward.diversity import build_embedder
 from rollout.adapter import adapter_checksum, serialise_adapter
+from rollout.contact_sheet import grid
 from rollout.drift import picture_statistics
 from rollout.eval_result import differences
 from rollout.evaluator import Evaluator, evaluate, to_uint8
@@ -186,3 +187,6 @@ def test_the_ray_wrapper_gives_what_the_plain_class_gives(config: AtelierConfig,
     expected = Evaluator(config).evaluate(serialise_adapter(state))
     assert np.array_equal(found.images, expected.images)
     assert found.metrics == pytest.approx(expected.metrics)
+    short, picture = ray.get(actor.report.remote(serialise_adapter(state), adapter_checksum(state)))
+    assert picture == grid(expected.images, PROMPTS[:4]) and len(short.images) == 0
+    assert short.scalars() == pytest.approx(expected.scalars()) and short.prompts == expected.prompts

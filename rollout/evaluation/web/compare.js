@@ -50,6 +50,15 @@ function figureTable(metrics) {
   return element("div", { className: "scroll", tabIndex: 0 }, element("table", {}, element("thead", {}, head), body));
 }
 
+// Statistics of a set have no interval: of them nobody can say it.
+function changedBeyondChance(metrics) {
+  const known = metrics.filter(([, metric]) => metric.kind !== "set");
+  if (known.length === 0 || data.candidates.length === 1) return "";
+  const moved = known.filter(([, metric]) => data.candidates.slice(1).some((c) => certain(metric.candidates[c].difference)));
+  const among = known.length < metrics.length ? ` of ${known.length} with intervals` : "";
+  return `, ${moved.length}${among} changed beyond chance`;
+}
+
 // Scores in view; measures by their first word (judge, appearance, diversity), folded where they would hide the pictures.
 function showFigures() {
   const all = Object.entries(data.metrics);
@@ -61,8 +70,7 @@ function showFigures() {
     groups.set(group, [...(groups.get(group) ?? []), pair]);
   }
   for (const [group, metrics] of groups) {
-    const moved = metrics.filter(([, metric]) => data.candidates.slice(1).some((c) => certain(metric.candidates[c].difference)));
-    const summary = `${group} (${metrics.length})` + (data.candidates.length > 1 ? `, ${moved.length} changed beyond chance` : "");
+    const summary = `${group} (${metrics.length})` + changedBeyondChance(metrics);
     byId("metrics").append(
       element("details", { open: all.length <= 12 }, element("summary", { textContent: summary }), figureTable(metrics)),
     );
@@ -107,7 +115,7 @@ function showPictures() {
     shown.sort((a, b) => sign * (gain(a) - gain(b)));
   }
   byId("pictures").replaceChildren(...shown.map(card));
-  byId("count").textContent = `${shown.length} of ${data.total} prompts`;
+  byId("count").textContent = `${shown.length} of ${data.total} pictures a model`;
 }
 
 function offerOrders() {

@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine"),
 ]
+LONG = "mixture+0.5*[clip_score-clip-eb880d3d-224px-crop]+1*[(x-5)/2 step_aware-spm-df918f23-224px]"
 PROMPTS = [f"picture {n} <b>&amp; </script>" for n in range(6)]
 SETTINGS = {
     "base": "b", "base_fingerprint": "f", "sampler": "ddim", "steps": 20, "guidance": 5.0, "eta": 1.0, "seed": 5,
@@ -34,7 +35,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     generator = np.random.default_rng(0)
     images = {name: generator.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8) for name in (BASE, "x")}
-    scores = {name: Scores({"s": generator.normal(size=6).tolist()}, {"m": [1.0] * 6}) for name in images}
+    scores = {
+        name: Scores({LONG: generator.normal(size=6).tolist()}, {"m/one": [1.0] * 6}, {"m/all": 2.0, "d/all": 3.0})
+        for name in images
+    }
     entrants = [Candidate(BASE, None, BASE), Candidate("x", None, "1", ["is only a test"])]
     found = results(SETTINGS, PROMPTS, entrants, scores)
     pairs = blinded_pairs(list(images), 6, seed=0)
@@ -66,9 +70,9 @@ def test_comparison_page(study: Path, browser: Browser) -> None:
     assert "x is only a test" in browser.run("document.querySelector('.warning').textContent")
     assert browser.run("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
     assert browser.run("document.querySelectorAll('#metrics > div tbody tr').length") == 2, "the scorer's two models"
-    assert "m (1), 0 changed beyond chance" in browser.run(
-        "document.querySelector('#metrics details[open]').textContent"
-    )
+    folded = browser.run("[...document.querySelectorAll('#metrics details[open] summary')].map(e => e.textContent)")
+    assert folded == ["m (2), 0 of 1 with intervals changed beyond chance", "d (1)"]
+    assert text(browser, "count") == "6 of 6 pictures a model"
     browser.run("document.getElementById('filter').focus()")
     browser.insert("picture 4")
     browser.until("document.querySelectorAll('#pictures > li').length === 1")
@@ -131,6 +135,12 @@ def test_no_page_overflows_a_phone(study: Path, browser: Browser) -> None:
     for name in ("evaluate.html", "vote.html"):
         browser.open(study / name)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_long_name_leaves_the_figures_in_view(study: Path, browser: Browser) -> None:
+    browser.call("Emulation.setDeviceMetricsOverride", width=1100, height=800, deviceScaleFactor=1, mobile=False)
+    browser.open(study / "evaluate.html")
+    assert browser.run("(e => e.scrollWidth <= e.clientWidth)(document.querySelector('#metrics > div'))")
 
 
 def test_find_chromium_is_what_is_run() -> None:
