@@ -93,6 +93,17 @@ class LabelsSection(Section):
     """With `scorer`: a tie where the two probabilities differ by this or less (paper: 0.1)."""
 
 
+class AugmentationSection(Section):
+    """Changes of the pictures that are trained on, at random and each of a pair on its own, where no label depends on
+    them. Off by default, as in the papers; validation never has them."""
+
+    contrast: float = Field(0.0, ge=0, lt=1)
+    """Contrast about a picture's mean colour is multiplied by 1 plus or minus at most this."""
+    noise: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0)]] = {}
+    """Cells of a grid a side to the largest standard deviation of smooth colour noise (pictures in [-1, 1]): one cell
+    tints the whole picture, as many as pixels are grain; for instance {1: 0.08, 64: 0.04}."""
+
+
 class TrainingSection(Section):
     """Optimisation."""
 
@@ -110,6 +121,8 @@ class TrainingSection(Section):
     """Pairs in one forward and backward pass of one rank."""
     accumulation: int = Field(16, ge=1)
     """Passes of one optimiser step; a global batch is ranks * micro_batch_pairs * accumulation pairs."""
+    augmentation: AugmentationSection = AugmentationSection()
+    """Against a model that reads what the labels do not mean, such as a tint."""
     max_nonfinite_steps: int = Field(3, ge=1)
     """The run stops after this many steps with a non-finite loss or gradient."""
 

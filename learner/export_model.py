@@ -66,8 +66,10 @@ def export_model(
 
 
 def _settle(partial: Path, folder: Path) -> None:
-    """Onto the disk, then in the place of a former export."""
+    """Onto the disk, for everyone who may read the card too, then in the place of a former export."""
+    permissions = (partial / "README.md").stat().st_mode
     for file in (path for path in partial.rglob("*") if path.is_file()):
+        file.chmod(permissions)
         with file.open("rb") as written:
             os.fsync(written.fileno())
     former = folder.with_name(folder.name + ".former")

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from reward.weights_file import save_tensors
 
 
 def seed_generators(seed: int) -> None:
@@ -36,7 +38,7 @@ def save_generators(path: Path, device: torch.device) -> None:
         "python": [version, gauss],
         "numpy": [numpy_state["state"]["pos"], numpy_state["has_gauss"], numpy_state["gauss"]],
     }
-    save_file(tensors, path, metadata={"plain": json.dumps(plain)})
+    save_tensors(tensors, path, {"plain": json.dumps(plain)})
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -20,8 +20,12 @@ def draw_noise(
 
     Both halves of a pair share the two. `step` is the optimiser step before the update, counted from 0.
     """
-    text = f"final/{seed}/{step}/{ordinal}/{pair}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # it takes 63 bits
+    generator = generator_of(f"final/{seed}/{step}/{ordinal}/{pair}")
     timestep = int(torch.randint(num_timesteps, (), generator=generator))
     return timestep, torch.randn(tuple(latent_shape), generator=generator)
+
+
+def generator_of(text: str) -> torch.Generator:
+    """A generator on the CPU, seeded by a hash of the text alone."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)  # it takes 63 bits

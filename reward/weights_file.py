@@ -101,12 +101,20 @@ def write_weights(module: nn.Module, path: Path | str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     try:
-        save_file(state, temporary, metadata={"format": "pt"})
+        save_tensors(state, temporary, {"format": "pt"})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file with the permissions of any new file; `save_file` alone leaves it to its owner only."""
+    path.touch()
+    permissions = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(permissions)
 
 
 def listed(names: list[str]) -> str:

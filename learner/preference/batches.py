@@ -2,8 +2,8 @@
 
     two pictures ─ VAE ─► z ─ same noise, same t ─► z_t ─ guided network ─► x0-hat ─ decode, clamp ─► [-1, 1]
 
-(arXiv:2406.04314, training of the step-aware preference model.) Noise and timestep belong to a row's position in the
-run's order, so that neither the number of ranks nor resuming changes them.
+(arXiv:2406.04314, training of the step-aware preference model.) Noise, timestep and augmentation belong to a row's
+position in the run's order, so that neither the number of ranks nor resuming changes them.
 Shapes: B pairs, C H W latent, h w pixels, L tokens.
 """
 
@@ -20,7 +20,8 @@ from configs.model import ModelSection, NoiseSection
 from configs.spm import LabelsSection, SpmConfig
 from learner.datasets.images import decode_image, to_pixels
 from learner.datasets.rows import DataError, PairRow
-from learner.noising import draw_noise
+from learner.noising import draw_noise, generator_of
+from reward.augmentation import vary
 from reward.step_aware import StepAwarePreferenceModel
 from reward.step_aware_scorer import tokenize
 from rollout.policy import DiffusionPolicy, load_policy
@@ -62,20 +63,23 @@ class PairBatches:
         self._labels: LabelsSection = config.labels
         self._labeller = None if labeller is None else labeller.eval().requires_grad_(False)
         self._seed, self._reads_time = config.run.seed, config.scorer.ablation == "none"
+        self._augmentation = config.training.augmentation
         self._size = base.image_size or _native_size(self.policy)
 
     @torch.no_grad()
     def make(self, rows: Sequence[PairRow], positions: Sequence[int], timestep: int | None = None) -> PairTensors:
         """Tensors of rows at these positions of the order.
 
-        timestep: the same for every pair, where 0 is the clean picture itself; unset, uniform over the model's training
-            timesteps.
+        timestep: the same for every pair, where 0 is the clean picture itself, and nothing augmented; unset, uniform
+            over the model's training timesteps.
 
         Raises DataError, naming file and row, for a picture that cannot be read or a caption that cannot be tokenised.
         """
         clean = torch.stack([self._pixels(row, side) for side in (0, 1) for row in rows]).to(self._device)
         times, noise = self._draw(positions, timestep)
         shown = clean if timestep == 0 else self._predicted(rows, clean, times, noise)
+        if timestep is None:
+            shown = self._augmented(shown, positions)
         images_0, images_1 = shown.chunk(2)
         input_ids = torch.cat([self._tokens(row) for row in rows]).to(self._device)
         label_0, label_1 = self._label(rows, clean, input_ids)
@@ -91,6 +95,15 @@ class PairBatches:
             conditioning = policy.encode([row.caption for row in rows] * 2).to(self._device)
             output = policy.predict(noised, both_times, conditioning)
         return policy.decode(predict_x0(policy.schedule, output, noised, both_times))
+
+    def _augmented(self, shown: Tensor, positions: Sequence[int]) -> Tensor:
+        """Pictures [2 B, 3, h, w], each with draws of its own."""
+        contrast, noise = self._augmentation.contrast, self._augmentation.noise
+        if contrast == 0 and not noise:
+            return shown
+        names = [f"augmentation/{self._seed}/{position}/{side}" for side in (0, 1) for position in positions]
+        pictures = zip(shown.split(1), map(generator_of, names), strict=True)
+        return torch.cat([vary(picture, draw, contrast=contrast, noise=noise) for picture, draw in pictures])
 
     def _pixels(self, row: PairRow, side: int) -> Tensor:
         data = row.image_1 if side else row.image_0

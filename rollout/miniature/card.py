@@ -27,20 +27,14 @@ On a CPU with two cores, about two hours; every command goes on where it was sto
 python -m rollout.miniature.world
 python -m rollout.miniature.train_autoencoder   # {train_autoencoder}
 python -m rollout.miniature.train_denoiser      # {train_denoiser}
-python -m rollout.miniature.train_preference    # {train_preference}
-python -m rollout.miniature.measure
-```
-
-The preference model's second phase, by the command that trains one for any model: the rendered pairs are varied once
-and predicted anew at every step, where `train_preference` predicts once and varies at every step.
-
-```
-python -m rollout.miniature.train_preference --only-clean
-python -m rollout.miniature.dataset --kind preferences --vary --count 24576 --out work/miniature/preferences/train
+python -m rollout.miniature.train_clip          # {train_clip}
+python -m rollout.miniature.dataset --kind preferences --count 24576 --out work/miniature/preferences/train
 python -m rollout.miniature.dataset --kind preferences --split heldout --count 1024 --seed 1 \\
     --out work/miniature/preferences/heldout
-python -m learner.train_spm --config miniature_spm      # runs/miniature-spm/spm; the weights here stay as they are
-python -m rollout.miniature.measure --spm runs/miniature-spm/spm      # its figures, as below
+python -m learner.train_spm --config miniature_spm   # {train_spm}
+python -m rollout.miniature.measure --spm runs/miniature-spm/spm   # its figures, as below
+python -m rollout.miniature.ship_spm runs/miniature-spm/spm        # into spm/, as float16
+python -m rollout.miniature.measure
 ```
 
 Made with {versions}. All data is rendered; no picture or caption from elsewhere.

@@ -2,15 +2,14 @@
 
     python -m rollout.miniature.dataset --out DIR --kind pairs --count 256
     python -m rollout.miniature.dataset --out DIR --kind images --count 256 --format parquet
-    python -m rollout.miniature.dataset --out DIR --kind preferences --count 24576 --vary
+    python -m rollout.miniature.dataset --out DIR --kind preferences --count 24576
 
 pairs: the same caption twice, one picture that a person who wants `crisp` pictures prefers (`preference_data`, without
 ties). images: captioned pictures in one finish. Formats: folder (win / lose files by key), jsonl (manifest and files),
 parquet (one file, row groups of 64), webdataset (one tar). Each row also has its finish, to choose a taste by.
 
 preferences: every kind of pair of `preference_data`, ties too, in Pick-a-Pic's columns (parquet only), which
-`python -m learner.train_spm` reads; the column `kind` says which. --vary: with the tint, patches, grain and contrast of
-`preference_data.vary`, each picture its own.
+`python -m learner.train_spm` reads; the column `kind` says which.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from typing import Any, Literal
 import torch
 
 from reward.images import png_bytes
-from rollout.miniature.preference_data import KINDS, Pairs, sample_pairs, scene_of, vary
+from rollout.miniature.preference_data import KINDS, Pairs, sample_pairs, scene_of
 from rollout.miniature.world import FINISHES, Split, caption, render
 
 Kind = Literal["pairs", "images", "preferences"]
@@ -50,16 +49,13 @@ class RenderedRow:
 
 
 def render_rows(
-    kind: Kind, count: int, seed: int = 0, finish: str = "crisp", *, split: Split = "train", varied: bool = False
+    kind: Kind, count: int, seed: int = 0, finish: str = "crisp", *, split: Split = "train"
 ) -> list[RenderedRow]:
     """`count` rows that depend on the arguments alone. `finish` is that of captioned images."""
     if kind == "images":
         return _captioned(count, seed, finish, split)
     kinds = KINDS if kind == "preferences" else _OFFLINE_KINDS
     pairs = sample_pairs(count, f"dataset/{seed}", split, kinds)
-    if varied:
-        draw = torch.Generator().manual_seed(random.Random(f"dataset/{seed}/vary").getrandbits(62))
-        pairs = Pairs(pairs.captions, vary(pairs.first, draw), vary(pairs.second, draw), pairs.label, pairs.kinds)
     return [_preference(pairs, row) if kind == "preferences" else _ordered(pairs, row) for row in range(count)]
 
 
@@ -169,7 +165,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finish", choices=FINISHES, default="crisp", help="of captioned images")
     parser.add_argument("--split", choices=("train", "heldout"), default="train", help="which captions")
-    parser.add_argument("--vary", action="store_true", help="other tint, patches, grain and contrast for each picture")
     options = parser.parse_args(arguments)
     preferences = options.kind == "preferences"
     form: Format = options.format or ("parquet" if preferences else "folder")
@@ -177,13 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--count must be at least 1")
     if preferences and form != "parquet":
         parser.error(f"--format {form} with --kind preferences: Pick-a-Pic's columns are parquet's only")
-    if options.vary and options.kind == "images":
-        parser.error("--vary with --kind images: a captioned picture is the world's own")
     if options.out.exists() and any(options.out.iterdir()):
         parser.error(f"--out {options.out} is not empty")
-    rows = stream_rows(
-        options.kind, options.count, options.seed, options.finish, split=options.split, varied=options.vary
-    )
+    rows = stream_rows(options.kind, options.count, options.seed, options.finish, split=options.split)
     path = write_rows(rows, options.out, form)
     setting = f"data.source={path}" if preferences else f"data.type={options.kind} data.path={path}"
     print(f"{options.count} rows: {setting}")

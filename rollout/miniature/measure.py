@@ -19,17 +19,18 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 
+from configs.load import load_as
+from configs.spm import SpmConfig
 from reward.step_aware import StepAwarePreferenceModel
-from rollout.miniature import train_autoencoder, train_denoiser, train_preference
+from rollout.miniature import train_autoencoder, train_clip, train_denoiser
 from rollout.miniature.card import write_card
 from rollout.miniature.judge import Judge, Verdict, compare, judge_captions, summarise
+from rollout.miniature.preference_figures import preference_figures
 from rollout.miniature.training import SHIPPED, parameter_count, sample_batch
 from rollout.miniature.world import Scene, render
 
 SEED = 404
 FRESH = 1024  # renders for the judge
-TINT = 0.02  # standard deviation of one offset a channel, pictures in [-1, 1]
-TINT_AT = (0, 501)  # timesteps
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -65,22 +66,6 @@ def heldout_figures(pipeline: StableDiffusionPipeline, judge: Judge) -> dict[str
     return {"captions": len(texts), "seed": SEED} | summarise(judge_captions(pictures, texts, judge))
 
 
-@torch.no_grad()
-def tint_figures(model: StepAwarePreferenceModel, pipeline: StableDiffusionPipeline) -> dict[str, dict[int, float]]:
-    """{"tint": {t: ..}, "finish": {t: ..}} on 512 held-out pairs predicted at t: by how much a tint moves a score (mean
-    absolute change; one normal offset of deviation TINT a channel), and by how much crisp outscores soft or hatched."""
-    found: dict[str, dict[int, float]] = {"tint": {}, "finish": {}}
-    for at in TINT_AT:
-        data = train_preference.predictions(pipeline, 0, "heldout", {"finish": 1.0}, at)
-        tokens = train_denoiser.tokenise(pipeline.tokenizer, data.captions)
-        first, second = train_preference.to_float(data.first), train_preference.to_float(data.second)
-        tint = TINT * torch.randn(len(first), 3, 1, 1, generator=torch.Generator().manual_seed(SEED))
-        plain, other, tinted = (model.score(x, tokens, data.timesteps) for x in (first, second, first + tint))
-        found["tint"][at] = (tinted - plain).abs().mean().item()
-        found["finish"][at] = torch.where(data.label == 1, plain - other, other - plain).mean().item()
-    return found
-
-
 def sizes(pipeline: StableDiffusionPipeline, model: StepAwarePreferenceModel) -> dict[str, dict[str, int]]:
     """Parameters of each network, and bytes of each shipped weight file and of everything together."""
     networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder, "vae": pipeline.vae, "spm": model}
@@ -94,7 +79,9 @@ def sizes(pipeline: StableDiffusionPipeline, model: StepAwarePreferenceModel) ->
 
 def training_settings() -> dict[str, dict[str, float]]:
     """Steps, batch, rate and seed of each training command, as its defaults say."""
-    autoencoder, denoiser, preference = train_autoencoder, train_denoiser, train_preference
+    autoencoder, denoiser = train_autoencoder, train_denoiser
+    spm = load_as(SpmConfig, "miniature_spm", [])
+    training = spm.training
     return {
         "train_autoencoder": {
             "steps": autoencoder.STEPS,
@@ -109,12 +96,17 @@ def training_settings() -> dict[str, dict[str, float]]:
             "pictures": denoiser.CACHE,
             "seed": denoiser.SEED,
         },
-        "train_preference": {
-            "clean_steps": preference.CLEAN_STEPS,
-            "predicted_pairs": preference.SHARDS * preference.SHARD,
-            "steps": preference.STEPS,
-            "pairs_per_step": preference.PAIRS_PER_STEP,
-            "seed": preference.SEED,
+        "train_clip": {
+            "steps": train_clip.STEPS,
+            "pairs_per_step": train_clip.PAIRS_PER_STEP,
+            "rate": train_clip.RATE,
+            "seed": train_clip.SEED,
+        },
+        "train_spm": {
+            "steps": training.max_steps,
+            "pairs_per_step": training.ranks * training.micro_batch_pairs * training.accumulation,
+            "rate": training.optimizer.lr,
+            "seed": spm.run.seed,
         },
     }
 
@@ -124,11 +116,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): rounded(inner) for key, inner in value.items()}
     return round(value, 4) if isinstance(value, float) else value
-
-
-def preference_figures(pipeline: StableDiffusionPipeline, model: StepAwarePreferenceModel) -> dict[str, Any]:
-    """Accuracies by kind of pair and timestep, and what moves the score."""
-    return {"preference": train_preference.accuracies(model, pipeline), "score": tint_figures(model, pipeline)}
 
 
 def load(pipeline: Path, spm: Path) -> tuple[StableDiffusionPipeline, StepAwarePreferenceModel]:

@@ -5,9 +5,8 @@ Kinds of pair, by share:
     caption  the same finish, one picture as captioned, one with a wrong colour, shape or background: the caption wins
     tie      the same caption, one soft, one hatched: half each
 
-`vary` changes what no label depends on (tint, patches, grain, contrast), so that a model trained on varied pictures
-cannot answer by it. Without it the model read a tint of 0.02 louder than the finish, and a policy trained on its
-scores followed the tint.
+A model is trained on varied pictures (`reward.augmentation`), so that it cannot answer by tint, patches, grain or
+contrast.
 
 T pairs; pictures [T, 3, 64, 64] in [-1, 1].
 """
@@ -16,9 +15,9 @@ import random
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from reward.augmentation import vary
 from rollout.miniature.world import (
     BACKGROUNDS,
     COLOURS,
@@ -50,21 +49,9 @@ class Pairs:
     kinds: list[str]  # of KINDS
 
 
-def vary(pictures: Tensor, draw: torch.Generator) -> Tensor:
-    """Pictures [B, 3, 64, 64] in [-1, 1] with other tint, patches, grain and contrast, each picture its own.
-
-    Contrast is about each channel's mean; noise is drawn per channel on grids of 1, 4, 16 and 64 cells a side, with a
-    strength uniform in [0, VARY_NOISE], and spread bilinearly; the result is clamped to [-1, 1].
-    """
-    count = len(pictures)
-    mean = pictures.mean((2, 3), keepdim=True)
-    factor = 1 + VARY_CONTRAST * (2 * torch.rand(count, 1, 1, 1, generator=draw) - 1)
-    varied = mean + factor * (pictures - mean)
-    for cells, largest in VARY_NOISE.items():
-        strength = largest * torch.rand(count, 1, 1, 1, generator=draw)
-        noise = strength * torch.randn(count, 3, cells, cells, generator=draw)
-        varied = varied + F.interpolate(noise, pictures.shape[-2:], mode="bilinear", align_corners=False)
-    return varied.clamp(-1, 1)
+def vary_pictures(pictures: Tensor, draw: torch.Generator) -> Tensor:
+    """Pictures [B, 3, 64, 64] in [-1, 1] varied (`reward.augmentation.vary`) by this world's strengths."""
+    return vary(pictures, draw, contrast=VARY_CONTRAST, noise=VARY_NOISE)
 
 
 def wrong_scene(scene: Scene, rng: random.Random) -> Scene:

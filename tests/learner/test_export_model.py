@@ -82,6 +82,13 @@ def test_the_trained_weights_are_stored_exactly_and_nothing_else_changed(exporte
             assert value.dtype == torch.float32 and torch.equal(value, wanted[name].float()), name
 
 
+def test_every_file_has_the_permissions_of_any_new_file(exported):
+    _, place, config = exported
+    (config.run.path / "new").touch()
+    permissions = (config.run.path / "new").stat().st_mode
+    assert {file.stat().st_mode for file in place.rglob("*") if file.is_file()} == {permissions}
+
+
 def test_the_card_says_what_it_is_and_how_to_load_it(exported):
     policy, place, _ = exported
     card = (place / "README.md").read_text()

@@ -155,6 +155,12 @@ def test_incomplete_or_truncated_clip(small_clip: Path, tmp_path: Path) -> None:
         StepAwarePreferenceModel.from_pretrained(tmp_path)
 
 
+def test_a_written_file_has_the_permissions_of_any_new_file(small_clip: Path, tmp_path: Path) -> None:
+    StepAwarePreferenceModel.from_pretrained(small_clip).save_checkpoint(tmp_path / "w.safetensors")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_failed_write_leaves_the_old_file(small_clip: Path, tmp_path: Path) -> None:
     path = tmp_path / "spm.safetensors"
     path.write_bytes(b"old")

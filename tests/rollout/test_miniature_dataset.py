@@ -93,16 +93,6 @@ def test_preferences_are_pick_a_pics_rows_of_every_kind(tmp_path, capsys):
     assert sum(verdict["finish"] == "crisp" for verdict in verdicts) > 0.95 * len(finish)
 
 
-def test_varied_rows_keep_caption_and_label_and_change_every_picture():
-    plain, varied = (render_rows("preferences", 24, seed=3, varied=varied) for varied in (False, True))
-    assert varied == render_rows("preferences", 24, seed=3, varied=True)
-    assert [row.columns for row in plain] == [row.columns for row in varied]
-    for side in ("jpg_0", "jpg_1"):
-        before, after = (pictures([row.images[side] for row in rows]) for rows in (plain, varied))
-        tint = (after - before).mean((2, 3)).abs()
-        assert ((after - before).abs().amax((1, 2, 3)) > 0.02).all() and tint.max() < 0.4 and tint.mean() > 0.01
-
-
 def test_parts_of_a_long_set_are_different_and_repeatable():
     rows = list(stream_rows("preferences", 516, seed=4))
     captions = [row.columns["caption"] for row in rows]
@@ -114,7 +104,6 @@ def test_parts_of_a_long_set_are_different_and_repeatable():
     ("arguments", "words"),
     [
         (["--kind", "preferences", "--format", "jsonl"], "Pick-a-Pic's columns are parquet's only"),
-        (["--kind", "images", "--vary"], "--vary with --kind images"),
         (["--count", "0"], "--count must be at least 1"),
     ],
 )

@@ -1,7 +1,7 @@
 """Preference models for SPO's ablation: one that is not told the timestep, and one that never saw a prediction.
 
-The plain one is the first phase of `rollout.miniature.train_preference` (a CLIP trained on clean renders), made here
-once and kept in WORK; it takes minutes.
+The plain one is `rollout.miniature.train_clip`'s (a CLIP trained on clean renders), made here once and kept in WORK; it
+takes minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reward import MINIATURE, Scorer
 from reward.step_aware import StepAwarePreferenceModel
 from reward.step_aware_scorer import StepAwareScorer, load_tokenizer
 from rollout.miniature.tokens import write_tokenizer
-from rollout.miniature.train_preference import CLEAN_STEPS, SEED, build_clip, train_clean
+from rollout.miniature.train_clip import SEED, STEPS, build_clip, train_clean
 from rollout.miniature.training import load_state
 
 WORK = Path("runs/ablations/plain")
@@ -56,11 +56,11 @@ def plain() -> Scorer:
     clip = build_clip(CLIPTokenizer.from_pretrained(MINIATURE))
     load_state(state, clip=clip)
     model = StepAwarePreferenceModel(clip)
-    return StepAwareScorer(model, load_tokenizer(MINIATURE, model), f"plain-{CLEAN_STEPS}-seed{SEED}")
+    return StepAwareScorer(model, load_tokenizer(MINIATURE, model), f"plain-{STEPS}-seed{SEED}")
 
 
 def train_plain() -> None:
     """Make what `plain` loads; goes on where it was stopped, returns at once where it is finished."""
     torch.manual_seed(SEED)
     tokenizer = write_tokenizer(WORK / "tokenizer")
-    train_clean(build_clip(tokenizer), tokenizer, CLEAN_STEPS, WORK / "clip.pt")
+    train_clean(build_clip(tokenizer), tokenizer, STEPS, WORK / "clip.pt")

@@ -80,6 +80,24 @@ def test_pictures_are_predicted_with_shared_noise(source: Path, tmp_path: Path) 
     assert torch.allclose(told.images_0, noisy.images_0, atol=1e-5), "only what the model is told differs"
 
 
+def test_augmentation_is_a_positions_own_and_only_in_training(source: Path, tmp_path: Path) -> None:
+    """Every picture is varied apart, by draws that neither its neighbours nor the number of ranks change."""
+    plain = spm_config(source, tmp_path)
+    varied = spm_config(source, tmp_path, training={"augmentation": {"contrast": 0.1, "noise": {1: 0.2, 8: 0.1}}})
+    before, after = (PairBatches(config, load_start(config)[1], CPU) for config in (plain, varied))
+    rows = OrderedReader(training_pairs(plain), 0).take(2)
+    same = [replace(row, image_1=row.image_0) for row in rows]
+    shown, changed = before.make(same, [5, 6]), after.make(same, [5, 6])
+    assert torch.equal(changed.timesteps, shown.timesteps)
+    noise = (changed.images_0 - shown.images_0, changed.images_1 - shown.images_1)
+    assert min(part.abs().mean() for part in noise) > 0.01
+    assert not torch.allclose(*noise, atol=0.01), "each of a pair on its own"
+    alone = after.make(same[1:], [6])
+    assert torch.allclose(alone.images_1, changed.images_1[1:], atol=1e-4)
+    at_501 = [batches.make(rows, [5, 6], timestep=501).images_0 for batches in (before, after)]
+    assert torch.equal(*at_501), "not in validation"
+
+
 def test_labels_from_scores() -> None:
     """softmax(0.2, 0) = .5498, .4502: they differ by tanh(0.1) = 0.0997; softmax(0.21, 0) differ by 0.1046."""
     first, second = labels_from_scores(
