@@ -26,7 +26,6 @@ from rollout.versions import in_force
 
 ROOT = Path(__file__).parents[2]
 ANSWER_SEC = 10.0
-STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -60,44 +59,31 @@ class Sight:
 
 
 class Observer:
-    """The observing process. Ray's own code in it may end with an actor that is killed: another one looks then."""
+    """The observing process; it lives as long as the run's Ray does."""
 
     def __init__(self, address: str, run_name: str) -> None:
-        self._command = [sys.executable, "-X", "faulthandler", "-m", "tests.chaos.observer", address, run_name]
-        self._start()
-
-    def _start(self) -> None:
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (open as long as the process)
         self._process = subprocess.Popen(
-            self._command, cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "token"}, text=True,
+            [sys.executable, "-m", "tests.chaos.observer", address, run_name],
+            cwd=ROOT, env={**os.environ, "RAY_AUTH_MODE": "token"}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
         )  # fmt: skip
 
     def look(self) -> Sight:
-        """Raises ConnectionError, with what they said, when `STARTS` observers in a row have lost the run."""
-        for _ in range(STARTS):
-            if answer := self._ask():
-                seen = json.loads(answer)
-                workers = {int(pid): text for pid, text in seen.pop("workers").items()}
-                return Sight(**{**seen, "workers": workers, "published": tuple(seen["published"])})
-            self.close()
-            self._errors.seek(0)
-            said = (
-                f"an observer has lost the run (exit status {self._process.returncode}):\n{self._errors.read()[-4000:]}"
-            )
-            print(said, file=sys.stderr, flush=True)
-            self._start()
-        raise ConnectionError(said)
-
-    def _ask(self) -> str:
-        """Its answer; empty when it is gone."""
+        """Raises ConnectionError when the run's Ray is gone."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        answer = ""
         try:
             self._process.stdin.write("look\n")
             self._process.stdin.flush()
-            return self._process.stdout.readline()
-        except OSError:
-            return ""
+            answer = self._process.stdout.readline()
+            seen = json.loads(answer)
+        except (OSError, ValueError) as error:
+            self.close()
+            self._errors.seek(0)
+            raise ConnectionError(f"the observer has lost the run: {answer}{self._errors.read()[-4000:]}") from error
+        workers = {int(pid): text for pid, text in seen.pop("workers").items()}
+        return Sight(**{**seen, "workers": workers, "published": tuple(seen["published"])})
 
     def close(self) -> None:
         self._process.kill()
@@ -140,9 +126,10 @@ def _answer(call: Any, otherwise: Any) -> Any:
 
 def main() -> int:
     address, run_name = sys.argv[1:]
+    answers, sys.stdout = sys.stdout, sys.stderr  # where Ray prints what its raylets warn of
     ray.init(address=reach(address), namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     for _ in sys.stdin:
-        print(json.dumps(look(run_name)), flush=True)
+        print(json.dumps(look(run_name)), file=answers, flush=True)
     return 0
 
 
