@@ -66,6 +66,7 @@ class Driver:
             self._actors.queue.close(stopped or "finished")
             if self._pool is not None:
                 self._pool.stop()
+            self._actors.mailbox.close(stopped or "finished")  # a call still waiting there would end in Ray's warning
             self._refuse_failure(stopped)
             if self._signals.received is not None:
                 raise Interrupted(self._signals.received)

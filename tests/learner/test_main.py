@@ -132,6 +132,7 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
         assert (run_dir / name).exists(), name
     for text in ("step 8/8", "Finished 8 steps", "tensorboard --logdir", "load_lora_weights"):
         assert text in output, output
+    assert "(raylet)" not in output, "Ray has nothing to warn about"
     assert [line["step"] for line in metrics(run_dir) if "loss/total" in line] == list(range(1, 9))
     evaluated = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in evaluated if "eval/reward" in line] == [0, 4, 8]
