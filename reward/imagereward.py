@@ -31,7 +31,7 @@ from transformers import BertTokenizerFast, BlipTextConfig, BlipTextModel, BlipV
 from reward.frozen import FrozenScorer, check_prompt
 from reward.preprocess import published_pixels
 from reward.score_head import ScoreHead
-from reward.weights_file import listed, load_strict, read_weights, weights_version
+from reward.weights_file import folder_or_hub_id, listed, load_strict, read_weights, weights_version
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score, published code
 MAX_TOKENS = 35  # published code
@@ -158,7 +158,7 @@ def _text(state: dict[str, Tensor], vision_width: int, source: str) -> Any:
 
 def _tokenizer(folder: Path | str, vocabulary: int) -> Any:
     """BERT's tokenizer. BLIP adds [DEC] and [ENC] to the vocabulary; no prompt becomes either of them."""
-    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    tokenizer = BertTokenizerFast.from_pretrained(folder_or_hub_id(folder, "BERT tokenizer"))
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise ValueError(f"tokenizer in {folder} has token {largest}, the checkpoint's vocabulary has {vocabulary}")

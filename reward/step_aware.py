@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from transformers import CLIPConfig, CLIPModel
 
 from reward.preprocess import clip_pixels
-from reward.weights_file import listed, load_strict, read_weights, write_weights
+from reward.weights_file import folder_or_hub_id, listed, load_strict, read_weights, write_weights
 
 FREQUENCY_WIDTH = 256
 """Width of the sinusoid (DiT's default)."""
@@ -97,6 +97,7 @@ def load_clip(clip_dir: Path | str) -> CLIPModel:
 
     Raises ValueError where weights are truncated, missing, surplus or of another shape, OSError where there are none.
     """
+    folder_or_hub_id(clip_dir, "CLIP")
     try:
         loaded: Any = CLIPModel.from_pretrained(clip_dir, output_loading_info=True, ignore_mismatched_sizes=True)
     except SafetensorError as error:
@@ -149,7 +150,7 @@ class StepAwarePreferenceModel(nn.Module):
             ValueError: the checkpoint, or the CLIP's own weights, cannot be read or do not fit; lists the names.
         """
         if checkpoint is not None:
-            model = cls(CLIPModel(CLIPConfig.from_pretrained(clip_dir)))
+            model = cls(CLIPModel(CLIPConfig.from_pretrained(folder_or_hub_id(clip_dir, "CLIP"))))
             load_strict(model, read_weights(checkpoint), f"checkpoint {checkpoint}")
             return model.float().eval()
         return cls(load_clip(clip_dir).float()).eval()

@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from reward.base import Reads, check_inputs
-from reward.frozen import check_prompt, check_scores
+from reward.frozen import check_prompt, check_scores, exact_float32
 from reward.preprocess import clip_pixels
 from reward.step_aware import StepAwarePreferenceModel
-from reward.weights_file import weights_version
+from reward.weights_file import folder_or_hub_id, weights_version
 
 _REMEMBERED_PROMPTS = 4096
 
@@ -40,7 +40,7 @@ def load_tokenizer(clip_dir: Path | str, model: StepAwarePreferenceModel) -> Pre
 def fitting_tokenizer(clip_dir: Path | str, text_config: Any) -> PreTrainedTokenizerBase:
     """`load_tokenizer` for the text tower that HF's `text_config` describes."""
     config = text_config
-    tokenizer = CLIPTokenizer.from_pretrained(clip_dir)
+    tokenizer = CLIPTokenizer.from_pretrained(folder_or_hub_id(clip_dir, "CLIP tokenizer"))
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     largest, end = max(tokenizer.get_vocab().values()), tokenizer.eos_token_id
     if largest >= config.vocab_size:
@@ -104,9 +104,10 @@ class StepAwareScorer:
         """
         check_inputs(images, prompts, timesteps)
         device = self._model.model.logit_scale.device
-        text = torch.stack([self._text_features(prompt, row) for row, prompt in enumerate(prompts)])
-        pixels = clip_pixels(images.to(device), self._model.image_size)
-        scores = self._model.score_features(self._model.image_features(pixels, timesteps.to(device)), text)
+        with exact_float32(device):
+            text = torch.stack([self._text_features(prompt, row) for row, prompt in enumerate(prompts)])
+            pixels = clip_pixels(images.to(device), self._model.image_size)
+            scores = self._model.score_features(self._model.image_features(pixels, timesteps.to(device)), text)
         return check_scores(scores, prompts, self.name)
 
     def _text_features(self, prompt: str, row: int) -> Tensor:

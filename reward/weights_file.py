@@ -49,6 +49,17 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     return state
 
 
+def folder_or_hub_id(place: Path | str, what: str) -> str:
+    """`place` for a `from_pretrained` of transformers, which takes every folder that does not exist for a hub id.
+
+    Raises FileNotFoundError, calling it `what`, for what does not exist and cannot be `name` or `owner/name` either.
+    """
+    text = str(place)
+    if not Path(text).exists() and (text.startswith((".", "/", "~")) or text.count("/") > 1):
+        raise FileNotFoundError(f"{what} {text} does not exist; give a folder, or a hub id such as owner/name")
+    return text
+
+
 def load_strict(
     module: nn.Module, state: dict[str, Tensor], source: str, told: Callable[[str], str] = lambda name: name
 ) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
+from reward.weights_file import folder_or_hub_id
 from rollout.geneval.names import geneval_labels
 from rollout.geneval.rules import Detection
 
@@ -33,6 +34,7 @@ class Mask2FormerDetector:
     @classmethod
     def from_pretrained(cls, path: Path | str, device: torch.device | str = "cpu") -> Mask2FormerDetector:
         """Directory or hub id. Raises ValueError when weights or classes of GenEval are missing."""
+        folder_or_hub_id(path, "detector")
         model, report = Mask2FormerForUniversalSegmentation.from_pretrained(path, output_loading_info=True)
         if missing := sorted(report["missing_keys"]):
             raise ValueError(f"{path}: {len(missing)} weights are missing, first {missing[0]}; not a Mask2Former?")

@@ -10,11 +10,11 @@ Preparing pictures (8 bits, Pillow) is part of what is timed, and shown on its o
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,42 +43,41 @@ PUBLISHED_BLIP = published.BlipSize(
 PROMPT = "a small red circle on the left on a white background"
 
 
-def scorers(folder: Path, *, tiny: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Name, and what writes the checkpoint into `folder` and gives the configuration section."""
-
-    def clip(section: Any) -> Callable[[], Any]:
-        return lambda: section(clip=str(write_clip(folder, "small") if tiny else write_vit_h_clip(folder)))
+def checkpoints(folder: Path, *, tiny: bool) -> list[Callable[[], dict[str, Any]]]:
+    """What writes one checkpoint into `folder`, and gives a configuration section of each scorer that reads it."""
 
     def open_clip_files(name: str, **more: Any) -> tuple[str, str]:
         size = published.ARCHITECTURE if tiny else open_clip.get_model_config(name)
         architecture, checkpoint = published.write_open_clip(folder, architecture=size, **more)
         return architecture, str(checkpoint)
 
-    def hps() -> Any:
-        architecture, checkpoint = open_clip_files("ViT-H-14", nested=True)
-        return HpsScorer(version="2.1", checkpoint=checkpoint, architecture=architecture)
+    def clip() -> dict[str, Any]:
+        path = str(write_clip(folder, "small") if tiny else write_vit_h_clip(folder))
+        sections = {"step_aware": StepAwareScorer, "pickscore": PickScoreScorer, "clip_score": ClipScoreScorer}
+        return {kind: section(clip=path) for kind, section in sections.items()}
 
-    def imagereward() -> Any:
+    def hps() -> dict[str, Any]:
+        architecture, checkpoint = open_clip_files("ViT-H-14", nested=True)
+        return {"hps": HpsScorer(version="2.1", checkpoint=checkpoint, architecture=architecture)}
+
+    def imagereward() -> dict[str, Any]:
         size = published.BlipSize() if tiny else PUBLISHED_BLIP
         checkpoint, tokenizer = published.write_imagereward(folder, size)
-        return ImageRewardScorer(checkpoint=str(checkpoint), tokenizer=str(tokenizer))
+        return {"imagereward": ImageRewardScorer(checkpoint=str(checkpoint), tokenizer=str(tokenizer))}
 
-    def aesthetic() -> Any:
+    def aesthetic() -> dict[str, Any]:
         architecture, checkpoint = open_clip_files("ViT-L-14", nested=False, quick_gelu=True)
         head = published.head_state(24) if tiny else published.head_state(768, (1024, 128, 64, 16))
         torch.save(head, folder / "head.pth")
-        return AestheticScorer(checkpoint=checkpoint, head=str(folder / "head.pth"), architecture=architecture)
+        files = {"checkpoint": checkpoint, "head": str(folder / "head.pth"), "architecture": architecture}
+        return {"aesthetic": AestheticScorer(**files)}
 
-    yield "step_aware", clip(StepAwareScorer)
-    yield "pickscore", clip(PickScoreScorer)
-    yield "clip_score", clip(ClipScoreScorer)
-    yield "hps", hps
-    yield "imagereward", imagereward
-    yield "aesthetic", aesthetic
+    return [clip, hps, imagereward, aesthetic]
 
 
 def measure(scorer: Scorer, device: torch.device, *, batch: int, side: int, rounds: int) -> dict[str, float | None]:
-    """Images per second of `score` over `rounds` batches, after one to warm up; memory at its peak."""
+    """Images per second of `score` over `rounds` batches, after one to warm up, which also reads the prompts; memory at
+    its peak; how far the first two pictures' scores are from the CPU's, over their size where that is above 1."""
     images = torch.rand(batch, 3, side, side, device=device) * 2 - 1
     clean = torch.zeros(batch, dtype=torch.int64, device=device)
     prompts = [f"{PROMPT} {n}" for n in range(batch)]
@@ -90,23 +89,26 @@ def measure(scorer: Scorer, device: torch.device, *, batch: int, side: int, roun
     for _ in range(rounds):
         scores = scorer.score(images, prompts, clean)
     synchronize(device)
+    seconds, peak = time.perf_counter() - start, peak_gib(device)
     assert scores.shape == (batch,) and bool(torch.isfinite(scores).all())
-    return {"images_per_sec": rounds * batch / (time.perf_counter() - start), "peak_gib": peak_gib(device)}
+    first = scores[:2].cpu()
+    on_cpu = scorer.to("cpu").score(images[:2].cpu(), prompts[:2], clean[:2].cpu())
+    off = float(((first - on_cpu).abs() / on_cpu.abs().clamp(min=1)).max())
+    return {"images_per_sec": rounds * batch / seconds, "peak_gib": peak, "off_cpu": off}
 
 
 def run(device: torch.device, *, tiny: bool, batch: int, side: int, rounds: int) -> dict[str, Any]:
-    """All scorers one after another, each alone on the device."""
+    """All scorers one after another, each alone on the device, one checkpoint on the disk at a time."""
     found: dict[str, Any] = {}
-    for number in range(6):
+    for number in range(4):
         with tempfile.TemporaryDirectory() as name:
-            kind, section = list(scorers(Path(name), tiny=tiny))[number]
-            scorer = build_scorer(section(), device)
-            shutil.rmtree(name, ignore_errors=True)
-            found[kind] = {"name": scorer.name, **measure(scorer, device, batch=batch, side=side, rounds=rounds)}
-            Path(name).mkdir(exist_ok=True)
-        del scorer
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+            for kind, section in checkpoints(Path(name), tiny=tiny)[number]().items():
+                scorer = build_scorer(section, device)
+                found[kind] = {"name": scorer.name, **measure(scorer, device, batch=batch, side=side, rounds=rounds)}
+                del scorer
+                gc.collect()  # else what is left of it counts in the next one's peak
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
     images = torch.rand(batch, 3, side, side) * 2 - 1
     start = time.perf_counter()
     for _ in range(rounds):

@@ -132,6 +132,20 @@ def test_captions(kind: str, scorers: dict[str, Scorer]) -> None:
         assert np.isfinite(score(scorer, picture, other))
 
 
+def test_a_folder_that_does_not_exist_is_told_by_name(files: Files, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    sections: list[tuple[Any, str]] = [
+        (PickScoreScorer(clip=gone), "CLIP"),
+        (PickScoreScorer(clip=str(files.clip), tokenizer=gone), "CLIP tokenizer"),
+        (StepAwareScorer(clip=gone), "CLIP"),
+        (StepAwareScorer(clip=gone, checkpoint=str(files.open_clip)), "CLIP"),
+        (ImageRewardScorer(checkpoint=str(files.imagereward), tokenizer=gone), "BERT tokenizer"),
+    ]
+    for settings, what in sections:
+        with pytest.raises(FileNotFoundError, match=f"^{what} {gone} does not exist; give a folder, or a hub id"):
+            build_scorer(settings)
+
+
 def other_weights(kind: str, files: Files, folder: Path) -> Path:
     """Weights of another model in the right place."""
     if kind in ("step_aware", "pickscore", "clip_score"):

@@ -84,6 +84,8 @@ def check(scorer: Scorer, images: Tensor, prompts: list[str], expected: Tensor) 
         alone = scorer.score(images[part], prompts[part], clean[part])
         torch.testing.assert_close(alone, scores[part], rtol=0, atol=1e-5)
     assert torch.equal(scorer.score(images, prompts, clean), scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scorer.score(images, prompts, clean), scores), "float32 whatever surrounds it"
     assert torch.equal(scorer.score(images, prompts, clean + 500), scores), "clean pictures only: no timestep is read"
     assert isinstance(scorer, Scorer) and scorer.reads == "pixels"
 

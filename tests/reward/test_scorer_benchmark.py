@@ -12,4 +12,5 @@ def test_every_published_scorer_is_measured() -> None:
     found = run(torch.device("cpu"), tiny=True, batch=3, side=40, rounds=1)
     assert found.keys() == (SCORERS.keys() - {"mixture", "import", "remote"}) | {"preparing"}
     assert all(value["images_per_sec"] > 0 for value in found.values())
+    assert all(value["off_cpu"] == 0 for kind, value in found.items() if kind != "preparing")
     assert found["hps"]["name"].startswith("hps-v2.1-")

@@ -61,6 +61,15 @@ def test_remembered_prompts_change_no_bit(
     assert torch.equal(fresh.score(pictures, PROMPTS, timesteps), fresh.to("cpu").score(pictures, PROMPTS, timesteps))
 
 
+def test_scores_are_float32_whatever_surrounds_them(
+    scorer: StepAwareScorer, pictures: torch.Tensor, timesteps: torch.Tensor
+) -> None:
+    scores = scorer.score(pictures, PROMPTS, timesteps)
+    scorer.to("cpu")  # forgets the prompts
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scorer.score(pictures, PROMPTS, timesteps), scores)
+
+
 def test_name_tells_checkpoint_and_size(small_clip: Path, scorer: StepAwareScorer) -> None:
     assert isinstance(scorer, Scorer) and scorer.reads == "pixels"
     start = StepAwareScorer.from_pretrained(small_clip)

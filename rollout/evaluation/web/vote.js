@@ -14,12 +14,14 @@ function element(tag, properties = {}, ...children) {
   return node;
 }
 
+let warning = ""; // stands before the count of answers
+
 function restored() {
   try {
     const stored = JSON.parse(localStorage.getItem(STORE));
     if (stored && typeof stored.answers === "object") return stored;
   } catch (error) {
-    byId("status").textContent = "Answers kept earlier could not be read; starting anew.";
+    warning = "Answers kept earlier could not be read; starting anew. ";
   }
   return { voter: "", place: 0, answers: {} };
 }
@@ -30,7 +32,7 @@ function keep() {
   try {
     localStorage.setItem(STORE, JSON.stringify(state));
   } catch (error) {
-    byId("status").textContent = "This browser keeps nothing; save to a file before closing the page.";
+    warning = "This browser keeps nothing; save to a file before closing the page. ";
   }
 }
 
@@ -84,7 +86,7 @@ function draw() {
   byId("next").disabled = state.place === data.pairs.length - 1;
   const done = data.pairs.filter((each) => complete(each.id)).length;
   Object.assign(byId("progress"), { value: done, max: data.pairs.length });
-  byId("status").textContent = `${done} of ${data.pairs.length} pairs answered`;
+  byId("status").textContent = `${warning}${done} of ${data.pairs.length} pairs answered`;
 }
 
 function votes() {

@@ -130,6 +130,14 @@ def test_votes_survive_a_reload_and_the_saved_file_is_counted(
     assert "x against base, 1 voter(s)" in capsys.readouterr().out
 
 
+def test_a_voter_is_told_when_the_browser_keeps_nothing(study: Path, browser: Browser) -> None:
+    browser.open(study / "vote.html")
+    browser.run("void (Storage.prototype.setItem = () => { throw new Error('full'); })")
+    browser.click("#flaws-left")
+    assert "keeps nothing; save to a file before closing the page. 0 of 6 pairs answered" in text(browser, "status")
+    browser.run("localStorage.clear()")
+
+
 def test_no_page_overflows_a_phone(study: Path, browser: Browser) -> None:
     browser.call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=False)
     for name in ("evaluate.html", "vote.html"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -17,9 +19,10 @@ from rollout.geneval.__main__ import main
 from rollout.geneval.colours import ColourClassifier, masked_crop
 from rollout.geneval.detector import Mask2FormerDetector, instances
 from rollout.geneval.names import OBJECTS
-from rollout.geneval.rules import COLOURS, TASKS, Detection, Verdict
+from rollout.geneval.rules import COLOURS, TASKS, Detection, Verdict, judge
 from rollout.geneval.tasks import Judged, read_rules, scores
 
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data"
 RULES = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
     {"tag": "colors", "include": [{"class": "cow", "count": 1, "color": "blue"}], "prompt": "a photo of a blue cow"},
@@ -167,6 +170,33 @@ def test_broken_rules_are_refused_by_line_and_key(tmp_path: Path, change: dict[s
         read_rules(rules_file(tmp_path, [{**RULES[0], **change}]))
 
 
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="GenEval's own files are not beside the repository")
+def test_genevals_own_prompts_have_rules_that_are_understood() -> None:
+    rules = read_rules(PUBLISHED / "geneval_metadata.jsonl")
+    assert Counter(rule["tag"] for rule in rules) == {
+        "single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100
+    }  # fmt: skip
+    names = (PUBLISHED / "geneval_object_names.txt").read_text().splitlines()
+    assert names == list(OBJECTS), "every class that a prompt may ask for, in COCO's order"
+    for rule in rules:  # what is asked for, seen as asked: all right; nothing seen: none
+        found, colours = as_asked(rule)
+        verdict = judge(rule, found, lambda group, known=colours: [known[one.box] for one in group])
+        assert verdict.correct, (rule["prompt"], verdict.reasons)
+        assert not judge(rule, [], lambda group: []).correct
+
+
+def as_asked(rule: dict[str, Any]) -> tuple[list[Detection], dict[tuple[float, ...], str]]:
+    """Detections that a rule asks for, side by side unless it says where, and the colour at each box."""
+    offsets = {"left of": (-50.0, 0.0), "right of": (50.0, 0.0), "above": (0.0, -50.0), "below": (0.0, 50.0)}
+    found, colours = [], {}
+    for number, clause in enumerate(rule["include"]):
+        for n in range(clause["count"]):
+            x, y = offsets[clause["position"][0]] if "position" in clause else (200.0 * number + 20.0 * n, 0.0)
+            found.append(Detection(clause["class"], 0.95, (x, y, x + 10.0, y + 10.0)))
+            colours[found[-1].box] = clause.get("color", "")
+    return found, colours
+
+
 def test_the_command_judges_both_layouts(
     detector_dir: Path, clip_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +227,8 @@ def test_the_command_judges_both_layouts(
     assert "was made for 'a photo of a blue cow', but the rule is for 'a photo of a bench'" in capsys.readouterr().err
     assert main([str(tmp_path / "none"), *given]) == 1
     assert "neither NNNN.png nor" in capsys.readouterr().err
+    assert main([str(own), *given, "--detector", str(tmp_path / "gone")]) == 1
+    assert f"detector {tmp_path / 'gone'} does not exist" in capsys.readouterr().err
     given[-1] = str(detector_dir)
     assert main([str(own), *given]) == 1
     assert "neither a weights file nor a folder with open_clip_config.json" in capsys.readouterr().err
