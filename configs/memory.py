@@ -88,11 +88,16 @@ def _whole_network(config: AtelierConfig, size: FamilySize) -> tuple[float, floa
     """The same where every weight is trained."""
     weights, side = size.network * 4, config.learner.reference_side
     engine = config.learner.engine
-    whole, shared = {0: (4.0, 0.0), 1: (2.0, 3.0), 2: (1.0, 4.0), 3: (0.0, 5.0)}[engine.zero_stage]
-    if engine.offload == "cpu":
-        whole, shared = (0.0 if engine.zero_stage == 3 else 1.0), 0.0
+    whole, shared = engine_copies(engine.zero_stage, engine.offload)
     learner = whole + shared / config.learner.ranks + (side == "learner")
     return weights * (1 + (side == "worker")), weights * learner, weights * 2
+
+
+def engine_copies(zero_stage: int, offload: str) -> tuple[float, float]:
+    """How often the engine keeps the trained weights' bytes on every rank's device, and shared among all ranks."""
+    if offload == "cpu":
+        return (0.0 if zero_stage == 3 else 1.0), 0.0
+    return {0: (4.0, 0.0), 1: (2.0, 3.0), 2: (1.0, 4.0), 3: (0.0, 5.0)}[zero_stage]
 
 
 def _scorer(config: AtelierConfig) -> float:

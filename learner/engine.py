@@ -2,8 +2,8 @@
 
 DeepSpeed runs in its float32 mode although the frozen base may be bfloat16: that keeps every parameter's own dtype and
 adds no autocast, so the learner's forward pass is the sampler's, bit for bit on the same batch (a network that is
-trained whole brings its own autocast: rollout/trainable.py). Its counter of accumulation steps is not used: the caller
-says which micro-batch is an update's last, and scales the loss itself.
+trained whole brings its own autocast: rollout/trainable.py; a caller's is kept). Its counter of accumulation steps is
+not used: the caller says which micro-batch is an update's last, and scales the loss itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
@@ -70,8 +72,27 @@ def wrap_module(
         config=deepspeed_config(settings, trained=sum(parameter.numel() for parameter in parameters)),
         dist_init_required=False,
     )
+    _keep_autocast(engine, module, device)
     engine.train()  # only dropout in the adapter tells this from the sampler's mode
     return engine
+
+
+def _keep_autocast(engine: Any, module: nn.Module, device: torch.device) -> None:
+    """An autocast around a call of the engine reaches the module: on a GPU DeepSpeed would switch it off on the way."""
+    around: list[torch.autocast] = []
+
+    def remember(*_: Any) -> None:
+        enabled, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        around[:] = [torch.autocast(device.type, dtype, enabled=enabled)]
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        with around[0] if around else nullcontext():
+            return inner(*inputs, **named)
+
+    inner = module.forward
+    module.forward = wraps(inner)(forward)
+    engine.register_forward_pre_hook(remember)
+    engine.register_forward_hook(lambda *_: around.clear(), always_call=True)
 
 
 def deepspeed_config(settings: EngineSettings, *, trained: int) -> dict[str, Any]:

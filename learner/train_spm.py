@@ -1,7 +1,7 @@
 """Train a step-aware preference model, from the command line to its files (docs/spm.md).
 
     python -m learner.train_spm --config sd15_spm data.source=/data/pickapic/train
-    python -m learner.train_spm --config sd15_spm --dry-run       # resolved configuration, starts nothing
+    python -m learner.train_spm --config sd15_spm --dry-run       # resolved configuration, memory; starts nothing
     python -m learner.train_spm --config runs/sd15-spm/config.yaml --resume
 
     parse ─► configuration ─► run directory ─► inputs looked at ─► Ray Train: train_preference × ranks ─► run.dir/spm
@@ -23,6 +23,7 @@ import ray
 from configs.errors import ConfigError
 from configs.load import dump_config, load_as
 from configs.spm import SpmConfig
+from configs.spm_memory import render_spm_memory
 from learner import connection
 from learner.committed import CheckpointError
 from learner.datasets.order import OrderedReader
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             say(dump_config(config))
             say(_demand(config))
+            say(render_spm_memory(config))
             return 0
         with RunDir(config, options.resume, checkpoint.check) as run_dir:
             return train(config, run_dir, options.address)
@@ -68,7 +70,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file or preset (sd15_spm, sdxl_spm)")
     parser.add_argument("--resume", metavar="auto|PATH", nargs="?", const="auto", help="go on from a checkpoint")
-    parser.add_argument("--dry-run", action="store_true", help="show the resolved configuration, start nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the resolved configuration and the expected memory, start nothing"
+    )
     parser.add_argument("--address", help="Ray cluster (default: $RAY_ADDRESS, else one on this machine)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance training.optimizer.lr=1e-6")
     return parser.parse_intermixed_args(arguments)

@@ -16,11 +16,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import CLIPModel
 
 from configs.model import LoraSection
+from reward.step_aware import StepAwarePreferenceModel
 from rollout.trainable import inject_lora
 from tests.benchmarks.live_bytes import LiveBytes
-from tests.benchmarks.published import NETWORKS
+from tests.benchmarks.published import NETWORKS, vit_h_config
 
 BASE = torch.bfloat16
 SIDES = {"sd": 64, "sdxl": 128, "pixart": 128, "sd3": 128, "flux": 128}
@@ -61,17 +63,48 @@ def decoder_bytes(pixels: int, channels: int = 4) -> int:
     return live.peak
 
 
-def _without_data(module: nn.Module) -> None:
+def encoder_bytes(pixels: int) -> int:
+    """Peak of encoding one picture of `pixels` a side, in bfloat16, by Stable Diffusion's autoencoder."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ).requires_grad_(False)  # fmt: skip
+    with FakeTensorMode():
+        _without_data(vae)
+        with LiveBytes(ignore=list(vae.parameters())) as live, torch.no_grad():
+            vae.encode(torch.empty(1, 3, pixels, pixels, dtype=BASE), return_dict=False)
+    return live.peak
+
+
+def scorer_bytes(rows: int, *, autocast: bool, checkpointed: bool) -> int:
+    """What a preference model of ViT-H's size keeps of `rows` pictures and captions for its backward pass."""
+    with torch.device("meta"):
+        model = StepAwarePreferenceModel(CLIPModel(vit_h_config()))
+    model.gradient_checkpointing = checkpointed
+    with FakeTensorMode():
+        _without_data(model, base=torch.float32, trained=True)
+        pictures, ids = torch.empty(rows, 3, 224, 224), torch.zeros(rows, 77, dtype=torch.int64)
+        with (
+            LiveBytes(ignore=[*model.parameters(), *model.buffers()]) as live,
+            torch.autocast("cpu", BASE, enabled=autocast),
+        ):
+            scores = model(pictures, ids, torch.zeros(rows, dtype=torch.int64))
+        assert scores.requires_grad
+    return live.now
+
+
+def _without_data(module: nn.Module, *, base: torch.dtype = BASE, trained: bool = False) -> None:
     """Parameters and buffers as tensors with a place but no data: the adapter's float32, all others of the base."""
     for name, part in module.named_modules():
         adapter = ".lora_" in name
         for own, parameter in part._parameters.items():
             if parameter is not None:
-                dtype = torch.float32 if adapter else BASE
-                part._parameters[own] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=adapter)
+                empty = torch.empty(parameter.shape, dtype=torch.float32 if adapter else base)
+                part._parameters[own] = nn.Parameter(empty, requires_grad=adapter or trained)
         for own, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[own] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                part._buffers[own] = torch.zeros(buffer.shape, dtype=buffer.dtype)
 
 
 def _inputs(family: str, rows: int, side: int) -> dict[str, Any]:

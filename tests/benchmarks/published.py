@@ -10,6 +10,7 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
+from transformers import CLIPConfig
 
 SDXL_UNET: dict[str, Any] = {
     "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
@@ -36,3 +37,18 @@ NETWORKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "flux": (FluxTransformer2DModel, {"guidance_embeds": True}),
 }  # fmt: skip
 """Family -> the network's class and configuration."""
+
+
+def vit_h_config(**text: Any) -> CLIPConfig:
+    """CLIP ViT-H/14, as PickScore has it; `text` goes to the text tower too (its end tokens)."""
+    return CLIPConfig(
+        text_config={
+            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+            "hidden_act": "gelu", **text,
+        },
+        vision_config={
+            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+            "patch_size": 14, "image_size": 224, "hidden_act": "gelu",
+        },
+        projection_dim=1024,
+    )  # fmt: skip

@@ -13,14 +13,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.scorers import StepAwareScorer as ScorerSettings
 from reward import Scorer, build_scorer
 from rollout.families import StableDiffusionFamily, StableDiffusionXLFamily
 from rollout.policy import DiffusionPolicy, assemble_policy, load_policy, resolve_dtype
-from tests.benchmarks.published import SDXL_UNET
+from tests.benchmarks.published import SDXL_UNET, vit_h_config
 from tests.tiny import tiny_tokenizer
 
 
@@ -87,18 +87,7 @@ def write_vit_h_clip(folder: Path) -> Path:
     """CLIP ViT-H/14 of random weights in HF's format, with a tokenizer of single bytes; returns the folder."""
     tokenizer = tiny_tokenizer(folder, length=77)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    config = CLIPConfig(
-        text_config={
-            "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-            "hidden_act": "gelu", **ends,
-        },
-        vision_config={
-            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
-            "patch_size": 14, "image_size": 224, "hidden_act": "gelu",
-        },
-        projection_dim=1024,
-    )  # fmt: skip
-    CLIPModel(config).save_pretrained(folder)
+    CLIPModel(vit_h_config(**ends)).save_pretrained(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from configs import build_config, load_config
 from configs.activations import ACTIVATIONS, DECODER_A_PIXEL, expected_activations
 from configs.memory import render_memory
-from tests.benchmarks.activation_memory import decoder_bytes, network_bytes
+from tests.benchmarks.activation_memory import decoder_bytes, encoder_bytes, network_bytes
 from tests.benchmarks.live_bytes import LiveBytes
 
 
@@ -39,6 +39,7 @@ def test_a_dry_run_states_them():
 
 def test_the_decoder_is_as_counted():
     assert decoder_bytes(256) == pytest.approx(256**2 * DECODER_A_PIXEL, rel=0.01)
+    assert encoder_bytes(256) < decoder_bytes(256), "encoding is not what a rank's memory is for"
 
 
 @pytest.mark.slow

@@ -8,7 +8,15 @@ import torch
 import learner.engine
 from configs.learner import OptimizerSection
 from learner.committed import list_committed
-from learner.engine import accumulate, apply_update, build_engine, deepspeed_config, gather_adapter, learning_rate
+from learner.engine import (
+    accumulate,
+    apply_update,
+    build_engine,
+    deepspeed_config,
+    gather_adapter,
+    learning_rate,
+    wrap_module,
+)
 from rollout.policy import load_policy
 from tests.learner.inprocess import single_process_group, small_config
 from tests.learner.ranks import run_ranks, sampled_group, train_on
@@ -195,3 +203,22 @@ def test_learning_rates():
     assert rates(5, decay="linear", final_lr_ratio=0.2) == [1, 0.8, 0.6, 0.4, 0.2]
     assert rates(5, decay="cosine", warmup_steps=2) == [0.5, 1, 1, 0.5, 0]
     assert rates(1, decay="cosine") == [1]
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_callers_autocast_reaches_the_module(pipeline, tmp_path, monkeypatch, zero_stage):
+    """DeepSpeed asks whether an autocast is on for CUDA, and switches it off. Here the question is about the CPU."""
+    asked = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": asked(kind))
+    module, x = torch.nn.Linear(4, 3), torch.ones(2, 4)
+    settings = config_for(pipeline, tmp_path, 1, zero_stage).learner
+    engine = wrap_module(module, list(module.parameters()), settings, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = engine(x)
+        assert module(x).dtype == torch.bfloat16
+    assert inside.dtype == torch.bfloat16
+    assert engine(x).dtype == module(x).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+        assert engine(x).dtype == torch.float32
+    accumulate(engine, inside.float().sum(), last=True)
+    assert apply_update(engine, 1e-3) > 0 and module.weight.dtype == torch.float32
