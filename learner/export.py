@@ -38,7 +38,7 @@ from configs.schema import AtelierConfig
 from learner.kohya import kohya_state, without_kohya
 from learner.model_card import model_card
 from rollout.adapter import adapter_checksum, changes_nothing
-from rollout.assets import pipeline_path
+from rollout.assets import configuration_place
 from rollout.trainable import inject_lora
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def adapter_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that is trained on this model, from its configuration alone (no weights)."""
     network_class, folder = _NETWORKS[model.family]
     with torch.device("meta"):
-        network = network_class.from_config(network_class.load_config(_config_place(model), subfolder=folder))
+        network = network_class.from_config(network_class.load_config(configuration_place(model), subfolder=folder))
         if model.trainable == "lora":
             inject_lora(network, model.lora)
     return {
@@ -151,16 +151,6 @@ def adapter_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
         for name, parameter in network.named_parameters()
         if model.trainable == "full" or ".lora_" in name
     }
-
-
-def _config_place(model: ModelSection) -> str:
-    """Where the network's configuration is: beside the weights, or named by `model.config` for a single file."""
-    path = pipeline_path(model.pretrained)
-    if not path.endswith((".safetensors", ".ckpt")):
-        return path
-    if model.config is None:
-        raise ValueError(f"model.pretrained {path} is a single file: name its configuration in model.config to export")
-    return model.config
 
 
 def diffusers_state(state: Mapping[str, Tensor], model: ModelSection) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from configs.model import FLOW_FAMILIES
 from configs.schema import AtelierConfig
+from learner.loading_code import base_lines, lora_lines
 from rollout.assets import MINIATURE
 
 _MINIATURE_PLACE = "rollout/miniature/pipeline"  # where the bundled model lies in the repository
@@ -56,24 +57,17 @@ def _front_matter(base: str, tag: str) -> str:
     )
 
 
-_PIPELINES = {
-    "sd": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "pixart": "DiffusionPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "flux": "FluxPipeline",
-}
-
-
 def _usage(config: AtelierConfig, base: str, without_kohya: str | None) -> str:
-    noise, family, full = config.noise, config.model.family, config.model.trainable == "full"
-    pipeline, ddim = _PIPELINES[family], family not in FLOW_FAMILIES
-    imports = [f"from diffusers import {'DDIMScheduler, ' if ddim else ''}{pipeline}"]
-    load = 'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")'
-    if family == "pixart" and not full:
-        imports.append("from peft import PeftModel")
-        load = 'pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "peft")'
-    lines = [*imports, "", f"pipeline = {pipeline}.from_pretrained({json.dumps('.' if full else base)})"]
+    noise, model = config.noise, config.model
+    full, ddim = model.trainable == "full", model.family not in FLOW_FAMILIES
+    names, load_base = base_lines(model, "." if full else base)
+    *imports, load = lora_lines(model, ".", "pytorch_lora_weights.safetensors")
+    lines = [
+        f"from diffusers import {', '.join(['DDIMScheduler'] * ddim + names)}",
+        *([] if full else imports),
+        "",
+        load_base,
+    ]
     if ddim:
         lines.append("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)")
     eta = f", eta={noise.eta}" if ddim else ""

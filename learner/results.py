@@ -33,7 +33,6 @@ from learner.summary import (
 )
 from learner.telemetry import WORKER_MEMORY_TAG, flatten_config
 from rollout.adapter import changes_nothing, deserialise_adapter
-from rollout.assets import pipeline_path
 from rollout.contact_sheet import before_after
 from rollout.eval_result import EvalResult, differences
 from rollout.memory import peak_memory_bytes
@@ -94,7 +93,7 @@ def conclude(
     words = closing_text(
         config.run.path,
         summary,
-        base_model=pipeline_path(config.model.pretrained),
+        base=config.model,
         grid=config.run.path / GRID,
         checkpoints=config.run.path / "checkpoints",
         differences=differences(before, after),

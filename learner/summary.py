@@ -12,8 +12,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from configs.model import ModelSection
 from learner.datasets.books import BAD_ROWS
+from learner.loading_code import base_lines, lora_lines
 from learner.progress import format_duration
+from rollout.assets import pipeline_path
 from rollout.intervals import Interval
 
 
@@ -123,7 +126,7 @@ def closing_text(
     run_dir: Path,
     summary: Summary,
     *,
-    base_model: str,
+    base: ModelSection,
     grid: Path,
     checkpoints: Path,
     differences: Mapping[str, Interval],
@@ -133,7 +136,7 @@ def closing_text(
 ) -> str:
     """The last thing on the console: the result with its 95 % intervals, where the files are, and what to run next.
 
-    base_model: directory or hub id. lora, model: the exported folder, one of the two. differences: after - before, may
+    base: what was trained. lora, model: the exported folder, one of the two. differences: after - before, may
     be empty. drift: as `EvalResult.drift`. Paths below the working directory are shown relative to it.
     """
     lines = ["", f"Finished {summary.steps} steps in {format_duration(summary.wall_sec)}.", ""]
@@ -151,7 +154,9 @@ def closing_text(
         lines += [f"  {tag:<{max(map(len, drift))}}  {change:+.4g}" for tag, change in drift.items()]
     if summary.data is not None and (bad := len(summary.data.bad_rows)):
         lines += ["", f"  Bad rows, replaced by others: {bad}, listed in {_shown(run_dir / BAD_ROWS)}"]
-    base = _shown(Path(base_model)) if Path(base_model).exists() else base_model
+    found = pipeline_path(base.pretrained)
+    place = (_shown(Path(found)) if Path(found).exists() else found) if model is None else _shown(model)
+    names, load_base = base_lines(base, place, "DiffusionPipeline")
     places = {
         "TensorBoard": f"{_tensorboard()} --logdir {_shown(run_dir / 'tb')}",
         "Before/after": _shown(grid),
@@ -164,9 +169,9 @@ def closing_text(
     lines += [
         f"Use the {'model' if lora is None else 'LoRA'} with diffusers:",
         "",
-        "  from diffusers import DiffusionPipeline",
-        f'  pipeline = DiffusionPipeline.from_pretrained("{base if model is None else _shown(model)}")',
-        *([] if lora is None else [f'  pipeline.load_lora_weights("{_shown(lora)}")']),
+        f"  from diffusers import {', '.join(names)}",
+        f"  {load_base}",
+        *([] if lora is None else [f"  {line}" for line in lora_lines(base, _shown(lora))]),
         "",
     ]
     return "\n".join(lines)

@@ -47,8 +47,13 @@ BAD = {
     "broken line of text": (lambda folder: prompts(folder, b"a disc\na \xff\n", "p.txt"), "p.txt:2: not UTF-8 text"),
     "broken line of JSON": (lambda folder: prompts(folder, b'"a disc"\n\n{\n', "p.jsonl"), "p.jsonl:3: not JSON"),
     "no text in a line": (lambda folder: prompts(folder, b'"a"\n7\n', "p.jsonl"), "p.jsonl:2: a prompt must be text"),
-    "no model": (lambda _: "model.pretrained=/nowhere/model", "model.pretrained = /nowhere/model with"),
-    "foreign directory": (lambda folder: f"model.pretrained={folder}", "with model.family = sd, model.lora.target"),
+    "no model": (lambda _: "model.pretrained=/nowhere/model", "model.pretrained /nowhere/model: there is no such file"),
+    "foreign directory": (
+        lambda folder: f"model.pretrained={folder}",
+        ": no model_index.json there; it is not a diffusers pipeline",
+    ),
+    "another family": (lambda _: "model.family=sdxl", "holds a StableDiffusionPipeline, which is another family"),
+    "a file without configuration": (lambda _: "model.pretrained=/nowhere/sd.safetensors", "in model.config"),
     "foreign layers": (lambda _: "model.lora.target_modules=[to_x]", "model.lora.target_modules = ['to_x']"),
     "no adapter": (lambda _: "model.init_lora=/nowhere/lora", "model.init_lora = /nowhere/lora: no LoRA there"),
     "adapter of another model": (
@@ -81,7 +86,7 @@ def test_a_network_that_is_trained_whole_has_no_layers_to_choose(settings, tmp_p
     given = [f"model.pretrained={tmp_path}", "model.trainable=full", "model.lora={}"]
     assert command.main([*settings, f"run.dir={tmp_path / 'runs' / 'run'}", *given]) == 1
     said = capsys.readouterr().err
-    assert f"error: model.pretrained = {tmp_path} with model.family = sd: " in said and "model.lora" not in said, said
+    assert f"error: model.pretrained {tmp_path}: no model_index.json there" in said and "model.lora" not in said, said
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from configs.learner import AsyncSchedule, BestSection
 from configs.load import load_config
+from configs.model import ModelSection
 from configs.placement import compare, placement
 from configs.rollout import QueueSection, WorkersSection
 from learner import cluster, connection, main
@@ -260,10 +261,15 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     ),
     lambda place: place.inputs("model.pretrained=/nowhere/model", "evaluation.measures=[]"),
     lambda place: place.inputs(f"model.pretrained={place.folder}", "evaluation.measures=[]"),
+    lambda place: place.inputs("model.family=sdxl", "evaluation.measures=[]"),
+    lambda place: place.inputs("model.pretrained=/nowhere/sd.safetensors", "evaluation.measures=[]"),
+    lambda place: place.inputs("model.lora.target_modules=[to_x]", "evaluation.measures=[]"),
     lambda place: place.inputs("model.init_lora=/nowhere/lora", "evaluation.measures=[]"),
     another_models_adapter,
     untrained_adapter,
-    lambda place: overlong_note(str(place.pipeline), ("a red disc", "long " * 20, "赤い円 " * 20)),
+    lambda place: overlong_note(
+        ModelSection(pretrained=str(place.pipeline)), ("a red disc", "long " * 20, "赤い円 " * 20)
+    ),
     lambda place: connection.connect("127.0.0.1:1"),
     not_ray,
     second_session,

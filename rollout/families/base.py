@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.model import ModelSection, NoiseSection
+from rollout.assets import SINGLE_FILE, pipeline_path
 from rollout.conditioning import Conditioning
-from rollout.families.loading import check_tokenizers, read_pipeline
+from rollout.families.loading import check_kind, check_tokenizers, read_pipeline
 from rollout.transition import NoiseSchedule
 
 _NEGATIVE = "negative_"
@@ -83,6 +84,12 @@ class PipelineFamily:
         family.check()
         check_tokenizers(pipeline, path if model is None or model.config is None else model.config)
         return family
+
+    @classmethod
+    def check_kind(cls, pretrained: str) -> None:
+        """Raise ValueError for a directory or hub id that holds another family's pipeline. Reads its index alone."""
+        if not pretrained.endswith(SINGLE_FILE):
+            check_kind(cls.pipeline_classes(), pipeline_path(pretrained))
 
     @classmethod
     def without_t5(cls) -> dict[str, Any]:

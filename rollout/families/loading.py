@@ -15,8 +15,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors import SafetensorError
 
 from configs.model import ModelSection
+from rollout.assets import SINGLE_FILE
 from rollout.families.parts import module_classes, read_part
-from rollout.families.single_file import SUFFIXES, read_single_file
+from rollout.families.single_file import read_single_file
 
 
 def read_pipeline(
@@ -38,7 +39,7 @@ def read_pipeline(
     network_dtype = torch.float32 if model is not None and model.trainable == "full" else dtype
     if model is not None and model.vae is not None and "vae" not in absent:
         given["vae"] = read_part(AutoencoderKL, model.vae, None, dtype)
-    if path.endswith(SUFFIXES):
+    if path.endswith(SINGLE_FILE):
         pipeline, folder = read_single_file(classes[0], path, network_dtype, given, model)
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module) and name != network_part and network_dtype != dtype:
@@ -56,6 +57,11 @@ def read_pipeline(
     if getattr(pipeline, network_part) is None:
         raise ValueError(f"model.pretrained {path} has no {network_part}")
     return pipeline, _scale(AutoencoderKL.load_config(path, subfolder="vae"))
+
+
+def check_kind(classes: Sequence[Any], path: str) -> None:
+    """Raise ValueError where `path` holds no pipeline, or one of another class than these."""
+    _choose(classes, _read_index(path), path)
 
 
 def check_tokenizers(pipeline: Any, path: str) -> None:

@@ -27,7 +27,6 @@ from configs.model import ModelSection
 from rollout.families.conversion import plan_part
 from rollout.families.parts import listed, module_classes, read_part
 
-SUFFIXES = (".safetensors", ".ckpt")
 _T5 = ("text_encoders.t5xxl.",)
 _PREFIXES = {
     "vae": ("first_stage_model.", "vae."),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from configs.model import ModelSection
 from learner.results import without_effect
 from learner.summary import Summary, closing_text, read_summary, write_summary
 from rollout.eval_result import EvalResult
@@ -85,7 +86,7 @@ def test_the_closing_text_says_where_everything_is(tmp_path: Path, monkeypatch: 
     text = closing_text(
         run_dir,
         Summary.model_validate(FIELDS),
-        base_model=str(tmp_path / "base"),
+        base=ModelSection(pretrained=str(tmp_path / "base")),
         grid=run_dir / "before_after.png",
         lora=Path("runs/quickstart/lora"),
         checkpoints=run_dir / "checkpoints",
@@ -112,7 +113,9 @@ def test_paths_elsewhere_are_shown_whole(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     places = {"grid": tmp_path / "g.png", "lora": tmp_path / "lora", "checkpoints": tmp_path / "c"}
-    text = closing_text(tmp_path, Summary.model_validate(FIELDS), base_model="x", differences={}, **places)
+    text = closing_text(
+        tmp_path, Summary.model_validate(FIELDS), base=ModelSection(pretrained="x"), differences={}, **places
+    )
     assert f"tensorboard --logdir {tmp_path}/tb" in text
 
 
@@ -120,7 +123,7 @@ def test_a_run_that_changed_nothing_says_so_first(tmp_path: Path) -> None:
     reason = "every B of its adapter is 0, no update reached it"
     places = {"grid": tmp_path / "g.png", "lora": tmp_path / "lora", "checkpoints": tmp_path / "c"}
     summary = Summary.model_validate({**FIELDS, "without_effect": reason})
-    text = closing_text(tmp_path, summary, base_model="x", differences={}, **places)
+    text = closing_text(tmp_path, summary, base=ModelSection(pretrained="x"), differences={}, **places)
     assert text.splitlines()[3] == f"WARNING: this run changed nothing: {reason}."
 
 
@@ -133,3 +136,33 @@ def test_what_counts_as_no_change() -> None:
     assert without_effect(idle, result(1), result(2)) == "every B of its adapter is 0, no update reached it"
     assert without_effect(trained, result(1), result(1)) == "its 2 evaluated pictures are exactly those from before"
     assert without_effect(trained, result(1), result(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        (
+            {"family": "pixart"},
+            ["from peft import PeftModel", 'from_pretrained(pipeline.transformer, "/run/lora/peft")'],
+        ),
+        (
+            {"pretrained": "/m/sd.safetensors", "config": "/m/sd"},
+            [
+                'StableDiffusionPipeline.from_single_file("/m/sd.safetensors", config="/m/sd")',
+                'load_lora_weights("/run',
+            ],
+        ),
+        (
+            {"family": "flux", "pretrained": "/m/flux.safetensors", "config": "/m/flux"},
+            ['FluxPipeline.from_pretrained("/m/flux", transformer=FluxTransformer2DModel.from_single_file("/m/flux.s'],
+        ),
+    ],
+)
+def test_the_closing_lines_load_what_was_trained(tmp_path: Path, settings: dict, lines: list[str]) -> None:
+    places = {"grid": tmp_path / "g.png", "lora": Path("/run/lora"), "checkpoints": tmp_path / "c"}
+    text = closing_text(
+        tmp_path, Summary.model_validate(FIELDS), base=ModelSection(**settings), differences={}, **places
+    )
+    code = text.split("with diffusers:")[1]
+    assert all(line in code for line in lines), code
+    compile("\n".join(line.strip() for line in code.splitlines()), "closing", "exec")

@@ -61,13 +61,18 @@ def test_all_steps_against_float64_with_rows_of_their_own():
     sigmas, steps = flow.sigmas.double(), flow.trained_timesteps
     x, v = torch.randn(2, len(steps), 4, 8, 8, generator=torch.Generator().manual_seed(1)).unbind(0)
     move = transition(flow, v, x, steps)
+    landed = move.sample(torch.randn(x.shape, generator=torch.Generator().manual_seed(4)))
+    logp = log_prob(landed, move.mean, move.std)
     for row in range(len(steps)):
         s, after = float(sigmas[row]), float(sigmas[row + 1])
         g2 = A * A * s / (1 - (float(sigmas[1]) if s == 1 else s))
         mean = x[row].double() * (1 + g2 / (2 * s) * (after - s))
         mean += v[row].double() * (1 + g2 * (1 - s) / (2 * s)) * (after - s)
         torch.testing.assert_close(move.mean[row].double(), mean, rtol=1e-5, atol=1e-5)
-        assert move.std[row].item() == pytest.approx(math.sqrt(g2 * (s - after)), rel=1e-5)
+        std = math.sqrt(g2 * (s - after))
+        assert move.std[row].item() == pytest.approx(std, rel=1e-5)
+        density = -((landed[row].double() - mean) ** 2) / (2 * std**2) - math.log(std) - 0.5 * math.log(2 * math.pi)
+        assert logp[row].item() == pytest.approx(density.mean().item(), abs=2e-5)
 
 
 def test_the_added_noise_keeps_the_mean_path_of_a_perfect_network():
