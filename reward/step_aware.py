@@ -149,8 +149,6 @@ class StepAwarePreferenceModel(nn.Module):
             FileNotFoundError: there is no such directory or checkpoint.
             ValueError: the checkpoint, or the CLIP's own weights, cannot be read or do not fit; lists the names.
         """
-        if str(clip_dir).startswith(("/", ".")) and not Path(clip_dir).is_dir():
-            raise FileNotFoundError(f"CLIP {clip_dir} does not exist: a directory in HF's format, or a hub id")
         if checkpoint is not None:
             model = cls(CLIPModel(CLIPConfig.from_pretrained(folder_or_hub_id(clip_dir, "CLIP"))))
             load_strict(model, read_weights(checkpoint), f"checkpoint {checkpoint}")
