@@ -1,4 +1,4 @@
-"""Every published scorer at full size with random weights: images per second, peak memory.
+"""Every published scorer at full size with random weights: images per second, peak memory, distance from a CPU's.
 
     python -m tests.benchmarks.scorers                  # on a GPU; needs 4 GB of disk, one checkpoint at a time
     python -m tests.benchmarks.scorers --tiny           # that it runs, on a CPU
