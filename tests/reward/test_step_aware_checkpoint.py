@@ -138,7 +138,7 @@ def test_nested_mapping_is_refused(small_clip: Path, state: dict[str, torch.Tens
 def test_absent_and_of_another_kind(small_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.bin does not exist"):
         StepAwarePreferenceModel.from_pretrained(small_clip, tmp_path / "none.bin")
-    with pytest.raises(FileNotFoundError, match=r"CLIP .*nowhere does not exist: a directory"):
+    with pytest.raises(FileNotFoundError, match=r"CLIP .*nowhere does not exist; give a folder"):
         StepAwarePreferenceModel.from_pretrained(tmp_path / "nowhere", tmp_path / "none.bin")
     (tmp_path / "weights.onnx").touch()
     with pytest.raises(ValueError, match=r"expected \.safetensors"):
