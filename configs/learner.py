@@ -95,14 +95,14 @@ class AsyncSchedule(Section):
     max_staleness_steps: int = Field(16, ge=1)
     """Groups sampled more than this many optimiser steps ago are dropped and counted (paper's own loop: about 15)."""
     publish_every_batches: int = Field(1, ge=1)
-    """Global batches between two publications of the adapter."""
+    """Global batches between two publications of the trained weights."""
 
 
 Schedule = Annotated[SyncSchedule | AsyncSchedule, Field(discriminator="type")]
 
 
 class BestSection(Section):
-    """Which evaluated adapter is kept in run.dir/best, whatever `checkpoint.keep` removes."""
+    """Which evaluated weights are kept in run.dir/best, whatever `checkpoint.keep` removes."""
 
     metric: str = "reward"
     """A metric of the evaluation, without `eval/`: `reward`, or one that a measure gives."""
@@ -120,7 +120,7 @@ class CheckpointSection(Section):
     max_failures: int = Field(3, ge=0)
     """Restarts of the learner group after a lost rank before the run fails."""
     best: BestSection | None = None
-    """Keep the best adapter by an evaluation metric apart. Unset: none is kept apart."""
+    """Keep the best weights by an evaluation metric apart. Unset: none is kept apart."""
 
 
 class EvaluationSection(Section):

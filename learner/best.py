@@ -1,6 +1,6 @@
-"""The best adapter so far by an evaluation metric, kept apart from the checkpoints that come and go.
+"""The best weights so far by an evaluation metric, kept apart from the checkpoints that come and go.
 
-run.dir/best/adapter.safetensors   the adapter as it was evaluated
+run.dir/best/adapter.safetensors   the weights as they were evaluated
 run.dir/best/best.json             which one it is, and its value
 
 best.json is written last, with the adapter's checksum: one that does not fit its adapter is what a crash left behind.
@@ -48,7 +48,7 @@ def read_best(run_dir: Path) -> Best | None:
 def keep_if_best(
     run_dir: Path, settings: BestSection, version: AdapterVersion, state: bytes, metrics: Mapping[str, float]
 ) -> bool:
-    """Keep an evaluated adapter when it is better than every earlier one of this run; returns whether it was.
+    """Keep evaluated weights when they are better than every earlier one of this run; returns whether they were.
 
     `state` are its safetensors bytes, `metrics` the evaluation's. One from a later step belongs to an attempt that was
     given up. Raises ValueError for a metric that the evaluation does not have, naming those that it has.

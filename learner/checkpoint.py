@@ -1,7 +1,7 @@
 """Checkpoints: everything that a run needs to go on as if nothing had happened, chosen only when it was committed.
 
     run.dir/checkpoints/batch-00000040/
-        engine/state/...            DeepSpeed's shards: adapter and optimiser, one file set a rank, no frozen weights
+        engine/state/...            DeepSpeed's shards: trained weights and optimiser, one file set a rank
         rng-rank<r>.safetensors     random generators of rank r
         queue.safetensors           groups that wait, books, prompt cursor
         rewards.safetensors         DDPO's latest rewards of each prompt
@@ -74,7 +74,7 @@ def save_checkpoint(
     torch.distributed.barrier()
     if rank == 0:
         commit(
-            path, counters, identity(config), run_dir, config.checkpoint.keep, more={"adapter": adapter_shapes(policy)}
+            path, counters, identity(config), run_dir, config.checkpoint.keep, more={"adapter": trained_shapes(policy)}
         )
     torch.distributed.barrier()
     return path
@@ -144,16 +144,16 @@ def _reserve(path: Path, size: int) -> None:
 def load_checkpoint(
     path: Path, config: AtelierConfig, *, engine: Any, policy: DiffusionPolicy, rank: int
 ) -> tuple[Counters, bytes | None]:
-    """Restore adapter, optimiser and this rank's generators; returns counters and, on rank 0, the queue's state.
+    """Restore weights, optimiser and this rank's generators; returns counters and, on rank 0, the queue's state.
 
     Collective. Raises CheckpointError, before anything changes, for a checkpoint of another run or damaged files.
     """
     counters = check_checkpoint(path, config)
     manifest = read_manifest(path)
-    if (found := manifest["adapter"]) != (wanted := adapter_shapes(policy)):
+    if (found := manifest["adapter"]) != (wanted := trained_shapes(policy)):
         name = next(name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name))
         raise CheckpointError(
-            f"{path}: adapter tensor {name} is {found.get(name, 'missing')} in the checkpoint and "
+            f"{path}: trained weight {name} is {found.get(name, 'missing')} in the checkpoint and "
             f"{wanted.get(name, 'missing')} in this model; resume with the model that it was made with"
         )
     refuse_damage(path, manifest, unread=() if rank == 0 else (_QUEUE,))
@@ -173,7 +173,7 @@ def refuse_damage(path: Path, manifest: Mapping[str, Any], unread: Sequence[str]
             raise CheckpointError(f"{path / name}: damaged (its checksum differs); resume from another checkpoint")
 
 
-def adapter_shapes(policy: DiffusionPolicy) -> dict[str, list[int]]:
+def trained_shapes(policy: DiffusionPolicy) -> dict[str, list[int]]:
     """Name and shape of every trainable tensor, whole shapes under ZeRO-3 too."""
     return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in policy.trainable_parameters()}
 

@@ -43,7 +43,7 @@ class EngineSettings(Protocol):
 def build_engine(policy: DiffusionPolicy, settings: EngineSettings) -> Any:
     """DeepSpeed engine over `policy.network`, with the policy's trainable weights.
 
-    The policy's parameters become the engine's: under ZeRO-3 they are empty outside a gather (`gather_adapter`).
+    The policy's parameters become the engine's: under ZeRO-3 they are empty outside a gather (`gather_trained`).
     Raises RuntimeError without a process group.
     """
     parameters = [parameter for _, parameter in policy.trainable_parameters()]
@@ -175,7 +175,7 @@ def _apply_replicated_update(engine: Any) -> float:
     return norm
 
 
-def gather_adapter(engine: Any, policy: DiffusionPolicy, *, here: bool = True) -> dict[str, Tensor] | None:
+def gather_trained(engine: Any, policy: DiffusionPolicy, *, here: bool = True) -> dict[str, Tensor] | None:
     """A float32 CPU copy of all trained weights on the ranks that want it `here`, None on the others.
 
     Collective under ZeRO-3: all ranks must call it.

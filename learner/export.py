@@ -80,7 +80,7 @@ def export_lora(
     `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card.
     Raises ValueError, before anything is written, naming what is missing, surplus, misshapen or not finite.
     """
-    check_adapter(state, config.model)
+    check_trained(state, config.model)
     folder = config.run.path / "lora"
     if reason := without_kohya(sorted({name.rsplit(".lora_", 1)[0] for name in state}), config.model.family):
         logger.warning("no LoRA file under kohya's names: %s", reason)
@@ -115,9 +115,9 @@ def _kohya_bytes(state: Mapping[str, Tensor], config: AtelierConfig, common: Map
     return save(kohya_state(state, config.model), {"format": "pt", **metadata, **common})
 
 
-def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
+def check_trained(state: Mapping[str, Tensor], model: ModelSection) -> None:
     """Raises ValueError unless `state` has exactly the tensors that `model` trains, in their shapes and finite."""
-    expected = adapter_shapes(model)
+    expected = trained_shapes(model)
     full = model.trainable == "full"
     what = "network" if full else "adapter"
     needs = model.pretrained if full else f"{model.pretrained} at rank {model.lora.rank}"
@@ -139,7 +139,7 @@ def check_adapter(state: Mapping[str, Tensor], model: ModelSection) -> None:
         )
 
 
-def adapter_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
+def trained_shapes(model: ModelSection) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that is trained on this model, from its configuration alone (no weights)."""
     network_class, folder = _NETWORKS[model.family]
     with torch.device("meta"):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from configs.schema import AtelierConfig
-from learner.export import check_adapter
+from learner.export import check_trained
 from learner.model_card import model_card
 from rollout.adapter import adapter_checksum
 from rollout.assets import pipeline_path
@@ -42,7 +42,7 @@ def export_model(
     `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card.
     Raises ValueError, before anything is written, naming what is missing, surplus, misshapen or not finite.
     """
-    check_adapter(state, config.model)
+    check_trained(state, config.model)
     folder = config.run.path / MODEL_FOLDER
     partial = folder.with_name(MODEL_FOLDER + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

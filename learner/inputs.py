@@ -31,7 +31,7 @@ def read_inputs(config: AtelierConfig) -> str | None:
 def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
     """Data set, trained layers and a first LoRA fit the model; what should be known of `prompts`. Raises ValueError."""
     from learner.datasets.offline import check_data
-    from learner.export import adapter_shapes
+    from learner.export import trained_shapes
     from rollout.families import FAMILIES
     from rollout.init_lora import check_init_lora
     from rollout.prompt_length import overlong_note
@@ -39,7 +39,7 @@ def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
     check_data(config)
     FAMILIES[config.model.family].check_kind(config.model.pretrained)
     try:
-        shapes = adapter_shapes(config.model)  # reads the model's configuration, not its weights
+        shapes = trained_shapes(config.model)  # reads the model's configuration, not its weights
     except (OSError, ValueError) as error:
         raise ValueError(f"{_model_words(config.model)}: {str(error).strip().splitlines()[0]}") from error
     check_init_lora(config.model, shapes)

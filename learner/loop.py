@@ -31,7 +31,7 @@ from learner.batching import split_updates
 from learner.checkpoint import REWARDS, load_checkpoint, save_checkpoint
 from learner.committed import Counters
 from learner.datasets.rows import DataError
-from learner.engine import build_engine, gather_adapter, learning_rate
+from learner.engine import build_engine, gather_trained, learning_rate
 from learner.generators import seed_generators
 from learner.interfaces import EvaluationHook, MetricsSink, Queue, WeightSink
 from learner.report import group_metrics, memory_metrics, queue_metrics, update_metrics
@@ -240,7 +240,7 @@ class _Rank:
     def publish(self) -> tuple[AdapterVersion, bytes] | None:
         """Publish the trained weights from rank 0, which returns them. Collective."""
         self._published = self.counters
-        adapter = gather_adapter(self._engine, self._policy, here=self._rank == 0)
+        adapter = gather_trained(self._engine, self._policy, here=self._rank == 0)
         if adapter is None:
             return None
         version = AdapterVersion(self.counters.step, self.counters.batch, self._attempt, adapter_checksum(adapter))

@@ -6,7 +6,7 @@
     While it watches, the driver shows progress; a signal, or a pool that gave up, closes the queue: the learner then
     finishes its batch and saves a checkpoint.
 
-Exit status: 0 finished, 1 failed, refused, or finished without a change to the adapter, 2 wrong usage, 130 and 143
+Exit status: 0 finished, 1 failed, refused, or finished without a change to the weights, 2 wrong usage, 130 and 143
 interrupted by SIGINT and SIGTERM.
 """
 

@@ -33,4 +33,4 @@ def deserialise_adapter(data: bytes) -> dict[str, Tensor]:
     try:
         return load_safetensors(data)
     except SafetensorError as error:
-        raise ValueError(f"not an adapter ({len(data)} bytes): {error}") from error
+        raise ValueError(f"no published weights ({len(data)} bytes): {error}") from error

@@ -132,14 +132,14 @@ class DiffusionPolicy:
         for name, parameter in own.items():
             if state[name].shape != parameter.shape:
                 found, wanted = tuple(state[name].shape), tuple(parameter.shape)
-                raise ValueError(f"adapter tensor {name} has shape {found}; this model needs {wanted}")
+                raise ValueError(f"weight {name} has shape {found}; this model needs {wanted}")
         if (found_sum := adapter_checksum(dict(state))) != checksum:
-            raise ValueError(f"adapter checksum {found_sum[:12]} differs from the published {checksum[:12]}")
+            raise ValueError(f"weights of checksum {found_sum[:12]} are not the published {checksum[:12]}")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(state[name])
         if (loaded := adapter_checksum(self.adapter_state())) != checksum:
-            raise RuntimeError(f"adapter changed while loading: {loaded[:12]} instead of {checksum[:12]}")
+            raise RuntimeError(f"weights changed while loading: {loaded[:12]} instead of {checksum[:12]}")
 
     def _require_vae(self) -> Any:
         if self._family.vae is None:

@@ -1,4 +1,4 @@
-"""Which adapter is which. Free of torch, so that the pool's process is."""
+"""Which trained weights are which. Free of torch, so that the pool's process is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AdapterVersion:
-    """Which adapter this is."""
+    """Which trained weights these are: an adapter's, or the whole network's."""
 
     step: int
     """Optimiser steps taken."""

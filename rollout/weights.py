@@ -126,7 +126,7 @@ class WeightMailbox:
             try:
                 version, data = _read(path)
             except (OSError, KeyError, TypeError, ValueError) as error:
-                logger.error("skipping damaged adapter file %s: %s", path, error)
+                logger.error("skipping damaged weights in %s: %s", path, error)
                 continue
             versions.add(version)
             if newest is None or version.order > newest[0].order:
@@ -175,9 +175,9 @@ def _verified(version: AdapterVersion, data: bytes) -> dict[str, np.ndarray]:
     try:
         adapter = read_arrays(data)
     except ValueError as error:
-        raise ValueError(f"not an adapter of step {version.step}: {error}") from error
+        raise ValueError(f"no published weights, step {version.step}: {error}") from error
     if (found := checksum_of_arrays(adapter)) != version.sha256:
-        raise ValueError(f"adapter of step {version.step} has checksum {found[:12]}, not {version.sha256[:12]}")
+        raise ValueError(f"weights of step {version.step} have checksum {found[:12]}, not {version.sha256[:12]}")
     return adapter
 
 

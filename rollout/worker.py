@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from configs.schema import AtelierConfig
 
 
-class AdapterHolder(Protocol):
+class WeightsHolder(Protocol):
     """What a worker needs of the policy."""
 
     def adapter_state(self) -> dict[str, Tensor]: ...
@@ -42,7 +42,7 @@ class RolloutWorker:
     def __init__(
         self,
         worker_id: str,
-        policy: AdapterHolder,
+        policy: WeightsHolder,
         sampler: GroupSampler,
         mailbox: WeightSource,
         queue: GroupSink,

@@ -13,7 +13,7 @@ from learner.engine import (
     apply_update,
     build_engine,
     deepspeed_config,
-    gather_adapter,
+    gather_trained,
     learning_rate,
     wrap_module,
 )
@@ -168,7 +168,7 @@ def test_micro_batches_add_up_and_the_norm_is_clipped(pipeline, stage):
     for part in (1, 2, 3):
         accumulate(engine, loss(policy, engine, part), last=part == 3)
     assert apply_update(engine, LR) == pytest.approx(wanted_norm, rel=1e-5)
-    adapter = gather_adapter(engine, policy)
+    adapter = gather_trained(engine, policy)
     for name, parameter in plain.trainable_parameters():
         assert torch.allclose(adapter[name], parameter, rtol=0, atol=TOLERANCE), name
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from configs import AtelierConfig
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.schema import RunSection
-from learner.export import adapter_shapes, export_lora
+from learner.export import export_lora, trained_shapes
 from rollout.adapter import adapter_checksum
 from rollout.policy import DiffusionPolicy, load_policy
 from tests.tiny import tiny_pipeline
@@ -128,7 +128,7 @@ def test_an_incomplete_adapter_is_an_error_that_names_the_layer(base: Path, tmp_
 def test_expected_tensors_are_those_of_the_policy(base: Path, tmp_path: Path) -> None:
     config = configuration(base, tmp_path, ADAPTERS["every kind of layer, alpha 1, rank 3"])
     policy = trained_policy(config)
-    assert adapter_shapes(config.model) == {name: tuple(p.shape) for name, p in policy.trainable_parameters()}
+    assert trained_shapes(config.model) == {name: tuple(p.shape) for name, p in policy.trainable_parameters()}
 
 
 def test_the_model_card_says_what_it_is_and_how_to_use_it(base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from peft import PeftModel
 from configs import AtelierConfig
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.schema import RunSection
-from learner.export import adapter_shapes, export_lora
+from learner.export import export_lora, trained_shapes
 from rollout.policy import load_policy
 from rollout.sampling import sample_images
 from tests.tiny_families import tiny_family
@@ -32,7 +32,7 @@ def exported(request, tmp_path_factory):
             if "lora_B" in name:
                 spread = 0.1 if family == "sd" else 0.3  # v-prediction amplifies the last bits of a large change
                 parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
-    assert adapter_shapes(model) == {name: tuple(p.shape) for name, p in policy.trainable_parameters()}
+    assert trained_shapes(model) == {name: tuple(p.shape) for name, p in policy.trainable_parameters()}
     metrics = {"reward": 1.0}
     files = export_lora(policy.adapter_state(), config, steps=1, before=metrics, after=metrics)
     return family, folder, files, sample_images(policy, ["a red circle"], [11]), base

@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs import AtelierConfig
 from configs.model import NoiseSection
-from learner.export import adapter_shapes
+from learner.export import trained_shapes
 from learner.export_model import export_model
 from rollout.adapter import adapter_checksum
 from rollout.evaluate import main as evaluate
@@ -72,7 +72,7 @@ def test_stock_diffusers_draws_the_policys_pictures(exported):
 
 def test_the_trained_weights_are_stored_exactly_and_nothing_else_changed(exported):
     policy, place, config = exported
-    assert adapter_shapes(config.model) == {name: tuple(p.shape) for name, p in policy.trainable_parameters()}
+    assert trained_shapes(config.model) == {name: tuple(p.shape) for name, p in policy.trainable_parameters()}
     pipeline, base = (DiffusionPipeline.from_pretrained(folder) for folder in (place, config.model.pretrained))
     state = pipeline.unet.state_dict()
     assert all(torch.equal(state[name], value) for name, value in policy.adapter_state().items())

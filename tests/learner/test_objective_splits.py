@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learner.batching import split_updates
-from learner.engine import build_engine, gather_adapter
+from learner.engine import build_engine, gather_trained
 from learner.update import Updater
 from rollout.decoder import load_decoder
 from rollout.policy import load_policy
@@ -75,7 +75,7 @@ def one_update(config, groups, padding):
     (plan,) = updater.plan(split_updates(groups, 0, 1))
     result = updater.run(groups, replace(plan, micro_batches=plan.micro_batches + padding), LR, step=0)
     assert not result.skipped and result.grad_norm > 0
-    return result, gather_adapter(engine, policy)
+    return result, gather_trained(engine, policy)
 
 
 @pytest.mark.parametrize("name", CASES)

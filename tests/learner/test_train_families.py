@@ -11,8 +11,8 @@ from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.rollout import StepwiseSampler as Settings
 from configs.schema import RunSection
 from learner.batching import split_updates
-from learner.engine import build_engine, gather_adapter
-from learner.export import check_adapter
+from learner.engine import build_engine, gather_trained
+from learner.export import check_trained
 from learner.update import Updater
 from rollout.adapter import adapter_checksum, deserialise_adapter, serialise_adapter
 from rollout.policy import load_policy
@@ -51,9 +51,9 @@ def test_rollout_update_and_back(family, tmp_path):
         assert not result.skipped and result.grad_norm > 0
         losses.append(result.means["loss"])
     assert losses[0] == pytest.approx(math.log(2), abs=1e-3), "the ratio is 1 before the first update"
-    trained = gather_adapter(engine, policy)
+    trained = gather_trained(engine, policy)
     assert any(not torch.equal(trained[name], before[name]) for name in before)
-    check_adapter(trained, config.model)
+    check_trained(trained, config.model)
     worker.load_adapter(deserialise_adapter(serialise_adapter(trained)), adapter_checksum(trained))
     again = sampler.sample(ITEMS, policy_step=2, adapter_sha256="1" * 64, worker="w")
     assert not torch.equal(again[0].x_prev_win, groups[0].x_prev_win)

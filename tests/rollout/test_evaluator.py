@@ -157,7 +157,7 @@ def test_an_adapter_that_is_not_the_published_one_is_refused(config: AtelierConf
     data = serialise_adapter(state)
     with pytest.raises(ValueError, match="checksum"):
         evaluator.evaluate(data, "0" * 64)
-    with pytest.raises(ValueError, match="not an adapter"):
+    with pytest.raises(ValueError, match="no published weights"):
         evaluator.evaluate(data[: len(data) // 2], adapter_checksum(state))
     state.pop(sorted(state)[0])
     with pytest.raises(ValueError, match="another model or rank"):

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from learner.export import adapter_shapes, export_lora
+from learner.export import export_lora, trained_shapes
 from rollout.conditioning import Conditioning
 from rollout.init_lora import FILE_NAME, check_init_lora, read_lora
 from rollout.policy import load_policy
@@ -142,9 +142,9 @@ def test_another_shape_of_adapter_is_refused_with_the_fix(first_run, change, mes
     with pytest.raises(ValueError, match=message):
         load_policy(model, config.noise, "cpu", seed=2)
     with pytest.raises(ValueError, match=message):  # what a run looks at before it starts anything
-        check_init_lora(model, adapter_shapes(model))
+        check_init_lora(model, trained_shapes(model))
     merged = model.model_copy(update={"init_lora_mode": "merged"})
-    check_init_lora(merged, adapter_shapes(merged))
+    check_init_lora(merged, trained_shapes(merged))
 
 
 def test_bad_files_are_refused_by_name(first_run, tmp_path):

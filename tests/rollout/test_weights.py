@@ -57,9 +57,9 @@ def test_bytes_that_do_not_match_the_checksum_change_nothing(tmp_path):
         first, data = make_version(0, 0)
         await mailbox.publish(first, data)
         claimed, _ = make_version(4, 1)
-        with pytest.raises(ValueError, match="adapter of step 4 has checksum"):
+        with pytest.raises(ValueError, match="weights of step 4 have checksum"):
             await mailbox.publish(claimed, data)
-        with pytest.raises(ValueError, match="not an adapter"):
+        with pytest.raises(ValueError, match="no published weights"):
             await mailbox.publish(claimed, b"garbage")
         assert (await fetch(mailbox))[0] == first
         assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]

@@ -141,7 +141,7 @@ def test_weights_that_cannot_be_applied_stop_the_worker(setup, pipeline):
     version = setup.mailbox.publish(setup.policy, 1)
     claimed = AdapterVersion(step=10, batch=1, attempt=0, sha256="f" * 64)
     setup.mailbox.current = claimed, setup.mailbox.current[1]
-    with pytest.raises(ValueError, match=f"adapter checksum {version.sha256[:12]} differs"):
+    with pytest.raises(ValueError, match=f"checksum {version.sha256[:12]} are not the published"):
         setup.worker.run_chunk(ITEMS, None)
     assert setup.queue.groups == []
 
