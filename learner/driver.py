@@ -89,7 +89,8 @@ class Driver:
             if stopped is None and (stopped := self._reason_to_stop(stats.get("status", "running"))):
                 self._line.finish()
                 say(f"{stopped}: finishing the batch and saving a checkpoint")
-                self._actors.queue.close(stopped)
+            if stopped is not None:
+                self._actors.queue.close(stopped)  # each time: one that was killed and started again has forgotten it
             self._show(stats)
         self._line.finish(_answer(self._actors.telemetry.progress.remote(), None))
         return stopped

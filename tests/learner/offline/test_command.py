@@ -95,3 +95,24 @@ def test_a_rank_that_is_killed_comes_back_from_the_committed_checkpoint(settings
     assert status == 0, output
     run.assert_no_orphans()
     assert_equals_whole(run.run_dir, whole[0])
+
+
+def test_it_ends_as_asked_though_the_books_that_were_told_are_killed(settings, tmp_path):
+    """kill -9 of the books between SIGTERM and the next batch; the ranks stand still meanwhile."""
+    many = [*settings, "run.name=offline-books", "learner.max_batches=2000", "checkpoint.every_batches=1000"]
+    run = Command(many, tmp_path / "run")
+    run.until(lambda: (run.run_dir / "metrics.jsonl").exists() and len(metrics(run.run_dir)) > 2)
+    ranks, (books,) = run.pids("ray::RayTrainWorker"), run.pids("ray::DataBooks")
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    run.process.send_signal(signal.SIGTERM)
+    run.until(lambda: "SIGTERM: finishing the batch" in run.output())
+    os.kill(books, signal.SIGKILL)
+    run.until(lambda: set(run.pids("ray::DataBooks")) - {books})
+    for rank in ranks:
+        os.kill(rank, signal.SIGCONT)
+    status, output = run.finish()
+    assert status == 143 and "--resume auto" in output, output
+    first, saved = list_committed(run.run_dir)
+    assert first < saved < checkpoint_path(run.run_dir, 2000), "it did not train to the end"
+    run.assert_no_orphans()
