@@ -1,7 +1,7 @@
 """Runs the cells that have no result yet, and writes docs/ablations.md from all results: make ablations
 
-    python -m tests.benchmarks.ablations --quick       # one seed of the essential cells: half an hour on two free cores
-    python -m tests.benchmarks.ablations               # all rows, three seeds: hours
+    python -m tests.benchmarks.ablations --quick       # one seed of the essential cells: a quarter of an hour
+    python -m tests.benchmarks.ablations               # all rows, three seeds, all rates: an hour, on two free cores
     python -m tests.benchmarks.ablations --only spo dpo --seeds 1 2
     python -m tests.benchmarks.ablations --report      # the page and its pictures alone
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.benchmarks.ablations.cells import START, Cell
 from tests.benchmarks.ablations.results import load_results
-from tests.benchmarks.ablations.tables import SEEDS, all_cells, quick_cells
+from tests.benchmarks.ablations.tables import RATE_SEED, SEEDS, all_cells, quick_cells
 
 RESULTS = Path("docs/ablations")
 PAGE = Path("docs/ablations.md")
@@ -74,7 +74,7 @@ def selected(options: argparse.Namespace) -> list[Cell]:
         if unknown := sorted(set(options.only) - {cell.name for cell in every}):
             raise SystemExit(f"no such cell: {', '.join(unknown)}. Cells: {', '.join(sorted({c.name for c in every}))}")
         chosen = [cell for name in options.only for cell in every if cell.name == name]
-    return [START, *(cell for cell in chosen if cell.seed in options.seeds)]
+    return [START, *(cell for cell in chosen if cell.seed in (*options.seeds, RATE_SEED))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

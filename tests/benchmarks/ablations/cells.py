@@ -1,7 +1,7 @@
 """A cell: one training run, told apart by its settings.
 
-A cell's key is a hash of its settings, of how it is evaluated, and of the weights that it starts from and is scored by:
-a finished cell is run again only when one of these has changed.
+A cell's key is a hash of its settings, of how it is evaluated, of the network's weights, and where it rolls out, of the
+preference model's: a finished cell is run again only when one of these has changed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
@@ -21,16 +21,30 @@ from rollout.assets import MINIATURE_PIPELINE
 
 BUDGET = 5000
 """Evaluations of a network (see `meter.Meter`) that a cell spends on rolling out and learning."""
-MARKS = (0.25, 0.5, 1.0)
-"""Shares of the budget at which a cell is evaluated."""
-PROMPTS, PICTURES_PER_PROMPT, FIRST_SEED = 24, 2, 20_000
-"""The held-out captions and seeds that every cell is evaluated on."""
+MARKS = (0.25, 0.5)
+"""Shares of the budget at which a method is measured on the way; every cell is measured at its end."""
+PICTURES_PER_CAPTION = 2
 ROWS = 1024
 """Of each rendered data set."""
-VERSION = 2
+VERSION = 3
 """Of what a result holds; a change of it makes every cell run again."""
 
 Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Held-out captions, and seeds of the noise, that a cell draws its pictures of: the same for all that compare."""
+
+    captions: int = 64
+    first_caption: int = 0
+    first_seed: int = 20_000
+    on_the_way: int = 24
+    """The first so many captions make the points of the learning curves."""
+
+
+FOR_RATES = Shown(captions=32, first_caption=128, first_seed=30_000, on_the_way=0)
+"""What rates are chosen by: no caption and no seed of `Shown()`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,8 @@ class Cell:
     data: str | None = None
     seed: int = 0
     budget: int = BUDGET
-    prompts: int = PROMPTS
+    marks: tuple[float, ...] = ()
+    shown: Shown = Shown()
     rows: int = ROWS
 
     @property
@@ -58,22 +73,23 @@ class Cell:
             "data": None if self.data is None else {"kind": self.data, "rows": self.rows},
             "seed": self.seed,
             "budget": self.budget,
-            "marks": list(MARKS),
-            "evaluation": {
-                "prompts": self.prompts,
-                "pictures_per_prompt": PICTURES_PER_PROMPT,
-                "first_seed": FIRST_SEED,
-            },
-            "weights": weights(),
+            "marks": list(self.marks),
+            "evaluation": {**asdict(self.shown), "pictures_per_caption": PICTURES_PER_CAPTION},
+            "weights": weights(scored=self.budget > 0 and self.data is None),
         }
 
     def key(self) -> str:
         """16 hex digits of the definition's SHA-256."""
         return hashlib.sha256(json.dumps(self.definition(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def config(self, run_dir: str, data_path: str | None, latent_cache: str | None) -> AtelierConfig:
-        """The run's configuration. Raises pydantic's ValidationError for settings that contradict each other."""
-        values = merged(base_settings(), self.settings)
+    def config(
+        self, run_dir: str, data_path: str | None, latent_cache: str | None, batches: int = 1_000_000
+    ) -> AtelierConfig:
+        """The run's configuration; its learning rate has decayed after `batches`.
+
+        Raises pydantic's ValidationError for settings that contradict each other.
+        """
+        values = merged(merged(base_settings(), self.settings), {"learner": {"max_batches": batches}})
         values["run"] = {"name": self.slug, "dir": run_dir, "seed": self.seed}
         if self.data is not None:
             values["data"] = {"type": self.data, "path": data_path, "latent_cache": latent_cache}
@@ -81,12 +97,10 @@ class Cell:
 
 
 @cache
-def weights() -> dict[str, str]:
-    """Checksums of the network that is trained and of the preference model in use."""
-    return {
-        "network": weights_version(*sorted(MINIATURE_PIPELINE.rglob("*.safetensors"))),
-        "preference_model": weights_version(SPM / "step_aware.safetensors"),
-    }
+def weights(scored: bool) -> dict[str, str]:
+    """Checksum of the network that is trained and, where pictures are scored, of the bundled preference model."""
+    network = {"network": weights_version(*sorted(MINIATURE_PIPELINE.rglob("*.safetensors")))}
+    return network | ({"preference_model": weights_version(SPM / "step_aware.safetensors")} if scored else {})
 
 
 @cache
@@ -96,17 +110,16 @@ def _quickstart_model() -> str:
 
 
 def base_settings() -> Settings:
-    """What all cells share: the quickstart's network and adapter, half its denoising steps, sync."""
+    """What all cells share: the quickstart's network and adapter, half its denoising steps, its decay, sync."""
     return {
         "model": json.loads(_quickstart_model()),
         "noise": {"num_steps": 10},
         "schedule": {"type": "sync"},
-        "rollout": {"workers": {"max_batch": 64, "chunk_groups": 1}},
+        "rollout": {"workers": {"max_batch": 32, "chunk_groups": 1}},
         "learner": {
-            "max_batches": 1_000_000,
             "groups_per_batch": 4,
-            "micro_batch_pairs": 32,
-            "optimizer": {"lr": 1e-3, "warmup_steps": 4},
+            "micro_batch_pairs": 16,
+            "optimizer": {"decay": "cosine", "warmup_steps": 4},
         },
         "checkpoint": {"every_batches": 1_000_000},
     }

@@ -7,47 +7,63 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.learner import EvaluationSection
 from reward.appearance import HIGH_FREQUENCY_FROM, luma
-from reward.base import Scorer
 from reward.diversity import pixel_embedding
 from rollout.drift import picture_statistics
-from rollout.evaluator import evaluate, evaluation_prompts
+from rollout.evaluator import to_uint8
 from rollout.measures import judge_measure
 from rollout.miniature.judge import Judge, compare
 from rollout.miniature.world import PIXELS, parse_caption, render
 from rollout.policy import DiffusionPolicy
-from tests.benchmarks.ablations.cells import FIRST_SEED, PICTURES_PER_PROMPT
+from rollout.prompts import evaluation_prompts
+from rollout.sampling import sample_latents
+from tests.benchmarks.ablations.cells import PICTURES_PER_CAPTION, Shown
 
 BATCH = 32
 RADII = 32
-KEPT = ("judge/crisp", "judge/caption", "flaws/content")
+KEPT = ("judge/crisp", "judge/caption", "judge/both", "flaws/content")
 """Measures whose value is kept picture by picture, for paired intervals."""
 
 
-def captions(count: int) -> list[str]:
-    """The first `count` held-out captions: all of them once, then again for the second picture of each."""
-    return list(evaluation_prompts(EvaluationSection(num_prompts=count))) * PICTURES_PER_PROMPT
+def captions(shown: Shown) -> list[str]:
+    """One a picture: those of the points on the way once and once more, then the others."""
+    last = shown.first_caption + shown.captions
+    texts = list(evaluation_prompts(EvaluationSection(num_prompts=last)))[shown.first_caption :]
+    early, late = texts[: shown.on_the_way], texts[shown.on_the_way :]
+    return early * PICTURES_PER_CAPTION + late * PICTURES_PER_CAPTION
 
 
-def measure(policy: DiffusionPolicy, scorer: Scorer, count: int) -> dict:
-    """Of pictures of `captions(count)`: metrics (means), the values of KEPT picture by picture, radial spectrum."""
-    prompts = captions(count)
-    seeds = range(FIRST_SEED, FIRST_SEED + len(prompts))
-    found = evaluate(policy, scorer, prompts, seeds, [judge_measure(), flaw_measure], BATCH)
-    power = spectrum(torch.from_numpy(found.images).permute(0, 3, 1, 2).float() / 127.5 - 1)
-    statistics = picture_statistics(found.images, prompts, pixel_embedding, BATCH)
-    detail = {"detail/energy": high_energy(power) / high_energy(spectrum(crisp_renders(count)))}
-    metrics = {**found.metrics, **statistics, **detail}
+@torch.no_grad()
+def draw(policy: DiffusionPolicy, shown: Shown, count: int) -> Tensor:
+    """The first `count` pictures [N, 3, H, W] of `captions(shown)`, rounded to 8 bits."""
+    prompts = captions(shown)[:count]
+    drawn = []
+    for first in range(0, count, BATCH):
+        texts = prompts[first : first + BATCH]
+        seeds = range(shown.first_seed + first, shown.first_seed + first + len(texts))
+        drawn.append(rounded(policy.decode(sample_latents(policy, policy.encode(texts), seeds))))
+    return torch.cat(drawn)
+
+
+def describe(images: Tensor, shown: Shown) -> dict[str, Any]:
+    """Of the first pictures of `shown`: metrics (means), the values of KEPT picture by picture, radial spectrum."""
+    prompts = captions(shown)[: len(images)]
+    found = {**judge_measure()(images, prompts), **flaw_measure(images, prompts)}
+    found["judge/both"] = found["judge/crisp"] * found["judge/caption"]
+    power = spectrum(images)
+    looks = picture_statistics(to_uint8(images), prompts, pixel_embedding, BATCH)
+    detail = {"detail/energy": high_energy(power) / high_energy(spectrum(crisp_renders(shown)[: len(images)]))}
+    metrics = {**{name: float(values.mean()) for name, values in found.items()}, **looks, **detail}
     return {
         "metrics": {name: float(f"{value:.6g}") for name, value in sorted(metrics.items())},
-        "per_picture": {name: "".join(str(int(value)) for value in found.per_picture[name]) for name in KEPT},
+        "per_picture": {name: "".join(str(int(value)) for value in found[name]) for name in KEPT},
         "spectrum": [float(f"{value:.4g}") for value in power.tolist()],
-        "scorer": scorer.name,
     }
 
 
@@ -83,12 +99,16 @@ def high_energy(power: Tensor) -> float:
 
 
 @cache
-def crisp_renders(count: int) -> Tensor:
-    """Crisp renders [N, 3, H, W] of `captions(count)`, rounded to 8 bits as the cells' pictures are."""
-    prompts = captions(count)
-    draw = torch.Generator().manual_seed(FIRST_SEED)
-    pictures = render([parse_caption(text) for text in prompts], ["crisp"] * len(prompts), draw)
-    return ((pictures + 1) * 127.5).round() / 127.5 - 1
+def crisp_renders(shown: Shown) -> Tensor:
+    """Crisp renders [N, 3, H, W] of `captions(shown)`, rounded to 8 bits as the cells' pictures are."""
+    prompts = captions(shown)
+    noise = torch.Generator().manual_seed(shown.first_seed)
+    return rounded(render([parse_caption(text) for text in prompts], ["crisp"] * len(prompts), noise))
+
+
+def rounded(images: Tensor) -> Tensor:
+    """To 8 bits and back: [-1, 1], as a picture's file would have it."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 @cache

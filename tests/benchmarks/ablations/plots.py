@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from tests.benchmarks.ablations.cells import START
 from tests.benchmarks.ablations.results import Result, Row, row_of
-from tests.benchmarks.ablations.tables import SPO_TABLES, tables
+from tests.benchmarks.ablations.tables import ONLINE, SPO_TABLES, tables
 
 PANELS = {
     "judge/crisp": "crisp, share of pictures",
@@ -23,7 +23,6 @@ PANELS = {
     "appearance/saturation": "saturation",
     "appearance/palette_entropy": "palette entropy, bits",
 }
-ONLINE = ("spo", "mspo", "d3po", "ddpo")
 
 
 def draw_all(results: Sequence[Result], folder: Path) -> None:
@@ -45,10 +44,11 @@ def draw_curves(results: Sequence[Result]) -> Any:
         for number, (name, row) in enumerate(rows.items()):
             if row is None:
                 continue
-            x, y = row.curve(metric)
-            bars = [0.0, *(row.spread(metric, point) or 0.0 for point in range(len(x) - 1))]
+            points = row.curve(metric)
+            bars = [point.spread or 0.0 for point in points]
             style = "-" if name in ONLINE else "--"
             look = {"color": f"C{number}", "marker": "o", "markersize": 3, "capsize": 2}
+            x, y = [point.evaluations for point in points], [point.value for point in points]
             axis.errorbar(x, y, yerr=bars, fmt=style, label=name, **look)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("evaluations (network and decoder)", fontsize=8)
@@ -66,7 +66,7 @@ def draw_spo(results: Sequence[Result]) -> Any:
     entries: list[tuple[str, Row]] = []
     for name in SPO_TABLES:
         table = tables()[name]
-        prefix = {"rate": "rate ", "candidates": "k = ", "range": "t' ", "block": "block "}.get(name, "")
+        prefix = {"candidates": "k = ", "range": "t' ", "block": "block "}.get(name, "")
         entries += [(f"{prefix}{title}", row) for title, cell in table.rows.items() if (row := row_of(cell, results))]
     if not entries:
         return None
@@ -96,17 +96,17 @@ def draw_spectrum(results: Sequence[Result]) -> Any:
     rows = {title: row for title, cell in tables()["pixel"].rows.items() if (row := row_of(cell, results))}
     if start is None or not rows:
         return None
-    wanted = start.start["points"][0]["crisp_spectrum"]
+    wanted = start.start["final"]["crisp_spectrum"]
     figure, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
     frequencies = [(index + 0.5) / (2 * len(wanted)) for index in range(len(wanted))]
 
-    def line(result: Result, point: int, **style: Any) -> None:
-        found = result["points"][point]["spectrum"]
+    def line(result: Result, **style: Any) -> None:
+        found = result["final"]["spectrum"]
         axis.plot(frequencies[1:], [f / w for f, w in zip(found[1:], wanted[1:], strict=True)], **style)
 
-    line(start.start, 0, color="black", label="untrained", linewidth=2)
+    line(start.start, color="black", label="untrained", linewidth=2)
     for number, (title, row) in enumerate(rows.items()):
-        line(row.results[0], -1, color=f"C{number}", label=title, linestyle="--" if "with reference" in title else "-")
+        line(row.results[0], color=f"C{number}", label=title, linestyle="--" if "with reference" in title else "-")
     axis.axhline(1, color="grey", linewidth=0.8)
     axis.axvline(0.25, color="grey", linewidth=0.8, linestyle=":")
     axis.set_yscale("log")

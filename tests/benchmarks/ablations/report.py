@@ -7,10 +7,21 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.benchmarks.ablations.cells import MARKS, START, Cell
+from tests.benchmarks.ablations.cells import BUDGET, FOR_RATES, MARKS, PICTURES_PER_CAPTION, START, Cell
 from tests.benchmarks.ablations.findings import render_findings
+from tests.benchmarks.ablations.rates import in_brackets, render_rates
 from tests.benchmarks.ablations.results import Result, Row, evaluations_to, row_of
-from tests.benchmarks.ablations.tables import SEEDS, SPO_TABLES, Table, all_cells, quick_cells, tables
+from tests.benchmarks.ablations.tables import (
+    GRID,
+    RATE_SEED,
+    RATE_START,
+    SEEDS,
+    SPO_TABLES,
+    Table,
+    all_cells,
+    quick_cells,
+    tables,
+)
 
 DISCUSSION = Path(__file__).with_name("discussion.md")
 NOT_RUN = "not run"
@@ -66,7 +77,11 @@ COST: list[tuple[str, Column]] = [
     ("units trained", ("pairs", trained_pairs)),
     ("seeds", ("seeds", lambda row: str(len(row.seeds)))),
 ]
-TASTE = [("crisp, %", share("judge/crisp")), ("captions right, %", share("judge/caption"))]
+TASTE = [
+    ("crisp, %", share("judge/crisp")),
+    ("captions right, %", share("judge/caption")),
+    ("both, %", share("judge/both")),
+]
 AI_LOOK = [
     ("high frequencies", change("appearance/high_frequency", 4)),
     ("depth of field", change("appearance/depth_of_field", 2)),
@@ -92,6 +107,9 @@ def render_page(results: Sequence[Result]) -> str:
     parts = [
         "# Do the objectives do what the papers say?",
         _introduction(results),
+        "## How the rates were chosen",
+        _rates_words(results),
+        render_rates(results),
         "## Learning curves at equal compute",
         _picture("curves", "Measures against evaluations, a line each method", ["methods"], results),
         _table(every["methods"], [*TASTE, *COST], results),
@@ -113,8 +131,9 @@ def render_page(results: Sequence[Result]) -> str:
     parts += [
         "## The papers' statements",
         _prose(
-            """Each line is a statement of a paper. Both cells were measured on the same captions and seeds; they are
-            not told apart where the 95 % interval of their difference over pictures holds 0."""
+            """Each line is a statement of a paper. Both cells were measured on the same captions and seeds. The
+            difference is the mean over the training seeds that both have, with its 95 % interval over pictures; the two
+            are not told apart where that holds 0, or where the training seeds do not all point one way."""
         ),
         render_findings(results),
         DISCUSSION.read_text(encoding="utf-8").strip(),
@@ -156,41 +175,65 @@ def _introduction(results: Sequence[Result]) -> str:
             f"Untrained, {crisp} of the pictures are crisp, {soft} soft and {hatched} hatched, and {right} show what "
             "the caption asks for."
         )
-    evaluation = (results[0]["definition"] if results else START.definition())["evaluation"]
-    pictures = evaluation["prompts"] * evaluation["pictures_per_prompt"]
-    marks = ", ".join(f"{100 * mark:.0f} %" for mark in MARKS)
+    shown = START.shown
+    pictures, early = shown.captions * PICTURES_PER_CAPTION, shown.on_the_way * PICTURES_PER_CAPTION
+    marks = " and ".join(f"{100 * mark:.0f} %" for mark in MARKS)
     return _prose(
         f"""Written by `make ablations` (`python -m tests.benchmarks.ablations`) from the results in `docs/ablations/`:
         every figure and table comes from those files. `make ablations QUICK=1` is one seed of the essential cells; a
         finished cell is not run again unless its settings change.
 
         Every cell trains the miniature (`rollout/miniature`) with the real sampler, queue, loop and engine in one
-        process, ten denoising steps, and spends the same compute: one evaluation is one picture through the denoising
-        network (guidance costs two) or through the decoder; a row with gradients counts twice. It is measured at
-        {marks} of its budget on {pictures} pictures of held-out captions (the same captions and seeds for all cells),
-        by the judge and by statistics that nothing is trained on, never by the reward in use. {begins}
+        process, ten denoising steps, and spends the same compute, {BUDGET:,} evaluations: one is one picture through
+        the denoising network (guidance costs two) or through the decoder; a row with gradients counts twice. It has as
+        many batches as that pays for, and its rate rises over four updates and falls to 0 along a cosine. At its end it
+        is measured on {pictures} pictures of held-out captions (the same captions and seeds for all cells), by the
+        judge and by statistics that nothing is trained on, never by the reward in use. The learning curves are of the
+        first {early} of those pictures, which are also drawn at {marks} of the budget. {begins}
 
         `spo`, `mspo`, `ddpo` and `d3po` roll out and learn from the bundled preference model. `dpo`, `mapo`, `simpo`
         and `pixel-simpo` learn from rendered pairs (crisp against soft or hatched, and right captions against wrong
         ones), labelled by how they were rendered; `sft` and `pixel-sft` from crisp renders alone. With several seeds a
         share is given as mean ± standard deviation over seeds, with the change of the mean in brackets; with one seed
-        the change has its 95 % interval over pictures, paired with the untrained model's. {_versions(results)}"""
+        the change has its 95 % interval over pictures, paired with the untrained model's. "Both" are the pictures that
+        are crisp and show what the caption asks for. {_versions(results)}"""
+    )
+
+
+def _rates_words(results: Sequence[Result]) -> str:
+    pictures = FOR_RATES.captions * PICTURES_PER_CAPTION
+    (untrained,) = [r for r in results if r["cell"] == RATE_START.name] or (None,)
+    begins = "" if untrained is None else f" Untrained: {in_brackets(untrained)}."
+    return _prose(
+        f"""A method is run at each of {len(GRID)} peak rates with seed {RATE_SEED}, which no other cell has, and is
+        measured on {pictures} pictures of other held-out captions and seeds. What counts is the share of
+        pictures that are both crisp and as captioned: its rate is the lowest one whose share lies within one standard
+        error of the largest. A method whose grid
+        has not been run has the rate of SPO where it rolls out, of Diffusion-DPO where it reads pairs, of SFT where it
+        reads single pictures. A variant has its method's rate: SPO's ablations SPO's, blocks of several transitions
+        MSPO's, pixel variants that of the loss they vary. In per cent: both (crisp, captions right).{begins}"""
     )
 
 
 def _versions(results: Sequence[Result]) -> str:
     """Which weights the results were made with, and when."""
-    made = {", ".join(f"{name.replace('_', ' ')} {sha}" for name, sha in sorted(r["definition"]["weights"].items()))
-            for r in results}  # fmt: skip
+    if not results:
+        return "Nothing has run yet."
+    found: dict[str, set[str]] = {}
+    for result in results:
+        for name, sha in result["definition"]["weights"].items():
+            found.setdefault(name.replace("_", " "), set()).add(sha)
+    made = "; ".join(f"{name} {', '.join(sorted(shas))}" for name, shas in sorted(found.items()))
     dates = sorted({result["made"]["date"] for result in results})
-    return f"Weights: {'; '.join(sorted(made))}. Run on {' and '.join(dates)}." if results else "Nothing has run yet."
+    return f"Weights: {made}. Run on {' and '.join(dates)}."
 
 
 def _claim(results: Sequence[Result]) -> str:
     spo, dpo = (row_of(tables()["methods"].rows[name], results) for name in ("spo", "dpo"))
     if spo is None or dpo is None:
         return "SPO or Diffusion-DPO has not run yet."
-    best = max(spo.curve("judge/crisp")[1]) - spo.before("judge/crisp")
+    curve = spo.curve("judge/crisp")
+    best = max(point.value for point in curve) - curve[0].value
     lines = [
         "| gain in crisp pictures | SPO reaches it after | Diffusion-DPO after | SPO's over Diffusion-DPO's |",
         "|---|---:|---:|---:|",
@@ -231,7 +274,7 @@ def _ran(results: Sequence[Result]) -> str:
     done = [cell for cell in cells if (cell.name, cell.seed) in have]
     left = [cell for cell in cells if (cell.name, cell.seed) not in have]
     in_quick = sum(cell.slug in quick for cell in done)
-    minutes = [result["points"][-1].get("cpu_sec", 0.0) / 60 for result in results]
+    minutes = [result["made"].get("cpu_sec", 0.0) / 60 for result in results]
     took = f" They took {sum(minutes):.0f} minutes of one core, {max(minutes):.1f} at most." if minutes else ""
     return _prose(
         f"{len(done)} of {len(cells)} cells, {in_quick} of the {len(quick)} of `QUICK=1`.{took}\n\n"
@@ -243,6 +286,7 @@ def _by_name(cells: Iterable[Cell]) -> str:
     seeds: dict[str, list[int]] = {}
     for cell in cells:
         seeds.setdefault(cell.name, []).append(cell.seed)
-    named = [name if found == list(SEEDS) else f"{name} (seed {', '.join(map(str, found))})"
+    whole = (list(SEEDS), [RATE_SEED])
+    named = [name if found in whole else f"{name} (seed {', '.join(map(str, found))})"
              for name, found in seeds.items()]  # fmt: skip
     return re.sub(r"\(seed (\d+, )", r"(seeds \1", ", ".join(named)) or "none"

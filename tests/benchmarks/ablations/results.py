@@ -10,6 +10,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            result["cell"], result["seed"], result["key"], result["points"][-1]["metrics"]
+            result["cell"], result["seed"], result["key"], result["curve"], result["final"]["metrics"]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path}: not a cell's result ({error}); remove it and the cell is run again") from error
         found.append(result)
@@ -43,41 +44,56 @@ class Row:
     def seeds(self) -> list[int]:
         return [result["seed"] for result in self.results]
 
-    def values(self, metric: str, point: int = -1) -> list[float]:
+    def values(self, metric: str) -> list[float]:
         """One for each seed."""
-        return [result["points"][point]["metrics"][metric] for result in self.results]
+        return [result["final"]["metrics"][metric] for result in self.results]
 
-    def mean(self, metric: str, point: int = -1) -> float:
-        return statistics.fmean(self.values(metric, point))
+    def mean(self, metric: str) -> float:
+        return statistics.fmean(self.values(metric))
 
-    def spread(self, metric: str, point: int = -1) -> float | None:
+    def spread(self, metric: str) -> float | None:
         """Standard deviation over seeds; None for a single one."""
-        values = self.values(metric, point)
-        return statistics.stdev(values) if len(values) > 1 else None
+        return deviation(self.values(metric))
 
     def before(self, metric: str) -> float:
-        return float(self.start["points"][0]["metrics"][metric])
+        return float(self.start["final"]["metrics"][metric])
 
-    def change(self, metric: str, point: int = -1) -> float:
-        return self.mean(metric, point) - self.before(metric)
+    def change(self, metric: str) -> float:
+        return self.mean(metric) - self.before(metric)
 
     def interval(self, metric: str) -> Interval | None:
         """95 % interval of the change over pictures, for one seed and a measure that is kept picture by picture."""
-        (before,) = self.start["points"]
-        if len(self.results) != 1 or metric not in before["per_picture"]:
+        before = self.start["final"]["per_picture"]
+        if len(self.results) != 1 or metric not in before:
             return None
-        after = self.results[0]["points"][-1]["per_picture"][metric]
-        return paired_difference([float(v) for v in before["per_picture"][metric]], [float(v) for v in after])
+        after = self.results[0]["final"]["per_picture"][metric]
+        return paired_difference([float(v) for v in before[metric]], [float(v) for v in after])
 
-    def spent(self, name: str = "evaluations", point: int = -1) -> float:
-        """Mean over seeds of what was computed up to a point."""
-        return statistics.fmean(result["points"][point][name] for result in self.results)
+    def spent(self, name: str = "evaluations") -> float:
+        """Mean over seeds of what was computed in all."""
+        return statistics.fmean(result["final"][name] for result in self.results)
 
-    def curve(self, metric: str) -> tuple[list[float], list[float]]:
-        """Evaluations and the metric's mean, from the untrained model to the end of the budget."""
-        points = range(min(len(result["points"]) for result in self.results))
-        spent = [0.0, *(self.spent(point=point) for point in points)]
-        return spent, [self.before(metric), *(self.mean(metric, point) for point in points)]
+    def curve(self, metric: str) -> list[Point]:
+        """From the untrained model to the end of the budget, on the pictures that are drawn on the way."""
+        points = [Point(0.0, float(self.start["curve"][0]["metrics"][metric]), None)]
+        for at in zip(*(result["curve"] for result in self.results), strict=True):
+            values = [float(point["metrics"][metric]) for point in at]
+            evaluations = statistics.fmean(point["evaluations"] for point in at)
+            points.append(Point(evaluations, statistics.fmean(values), deviation(values)))
+        return points
+
+
+@dataclass(frozen=True)
+class Point:
+    """Of a learning curve: means over seeds, and the value's standard deviation where there are several."""
+
+    evaluations: float
+    value: float
+    spread: float | None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def row_of(cell: Cell, results: Sequence[Result]) -> Row | None:
@@ -90,10 +106,10 @@ def row_of(cell: Cell, results: Sequence[Result]) -> Row | None:
 def evaluations_to(row: Row, metric: str, gain: float) -> float | None:
     """Evaluations after which the metric's mean first lies `gain` above the start, between points linearly; None where
     it does not within the budget."""
-    spent, values = row.curve(metric)
-    goal = values[0] + gain
-    for index in range(1, len(values)):
-        low, high = values[index - 1], values[index]
-        if high >= goal:
-            return spent[index - 1] + (goal - low) / (high - low) * (spent[index] - spent[index - 1])
+    curve = row.curve(metric)
+    goal = curve[0].value + gain
+    for low, high in pairwise(curve):
+        if high.value >= goal:
+            part = (goal - low.value) / (high.value - low.value)
+            return low.evaluations + part * (high.evaluations - low.evaluations)
     return None

@@ -1,7 +1,10 @@
-"""One cell: the real sampler, queue, learner loop and engine in one process, evaluated at shares of its budget.
+"""One cell: the real sampler, queue, learner loop and engine in one process, measured on its way and at its end.
 
-learner.loop.train ─ take ─► Metered ─┬─ budget spent? ─► evaluate, close
+learner.loop.train ─ take ─► Metered ─┬─ a mark of the budget is passed? ─► draw, describe
                                       └─► replay queue, filled as it is asked  |  data set
+
+A run's first batch is made once beforehand, to count what a batch costs: the run has as many batches as its budget
+pays for, so that its learning rate has decayed when the budget is spent.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from configs.schema import AtelierConfig
 from learner.datasets.books import DataBooks
@@ -26,39 +30,50 @@ from rollout.miniature.dataset import render_rows, write_rows
 from rollout.policy import DiffusionPolicy, load_policy
 from rollout.prompts import load_prompts
 from rollout.weights import write_atomically
-from tests.benchmarks.ablations.cells import MARKS, Cell
+from tests.benchmarks.ablations.cells import PICTURES_PER_CAPTION, Cell
 from tests.benchmarks.ablations.meter import Meter
-from tests.benchmarks.ablations.pictures import crisp_renders, high_energy, measure, spectrum
+from tests.benchmarks.ablations.pictures import captions, crisp_renders, describe, draw, high_energy, rounded, spectrum
 from tests.learner.inprocess import Mailbox, Rollout, Telemetry, single_process_group
 
 
 class Metered:
-    """The learner's queue: passes calls on, evaluates at the marks, and ends the run once the budget is spent."""
+    """The learner's queue: passes calls on, and measures the adapter at the marks."""
 
-    def __init__(self, cell: Cell, queue: Any, mailbox: Mailbox, policy: DiffusionPolicy, scorer: Any) -> None:
-        """`policy` carries the adapter that is evaluated, `scorer` is the reward in use."""
-        self._cell, self._queue, self._mailbox = cell, queue, mailbox
-        self._policy, self._scorer = policy, scorer
-        self._marks = [share * cell.budget for share in MARKS]
+    def __init__(self, cell: Cell, queue: Any, mailbox: Mailbox, policy: DiffusionPolicy, batches: int) -> None:
+        """`policy` carries the adapter that is measured; the run ends after `batches`."""
+        self._cell, self._queue, self._mailbox, self._policy = cell, queue, mailbox, policy
+        self._batches = batches
+        self._marks = [share * cell.budget for share in cell.marks]
         self.meter = Meter()
-        self.points: list[dict[str, Any]] = []
+        self.curve: list[dict[str, Any]] = []
 
     def take(self, batch: int, rank: int, world: int, learner_step: int) -> list[bytes] | None:
         if self._marks and self.meter.evaluations >= self._marks[0]:
             while self._marks and self.meter.evaluations >= self._marks[0]:
                 self._marks.pop(0)
-            self._evaluate(learner_step)
-        return self._queue.take(batch, rank, world, learner_step) if self._marks else None
+            shown = self._cell.shown
+            with self.meter.paused():
+                pictures = self._draw(shown.on_the_way * PICTURES_PER_CAPTION)
+            self.curve.append({**self._spent(learner_step), **describe(pictures, shown)})
+        return self._queue.take(batch, rank, world, learner_step) if batch < self._batches else None
 
-    def _evaluate(self, step: int) -> None:
+    def finish(self, step: int) -> dict[str, Any]:
+        """What the run has come to after its last update `step`; the curve gets its last point."""
+        shown, spent = self._cell.shown, self._spent(step)
+        pictures = self._draw(len(captions(shown)))
+        if early := shown.on_the_way * PICTURES_PER_CAPTION:
+            self.curve.append({**spent, **describe(pictures[:early], shown)})
+        return {**spent, **describe(pictures, shown)}
+
+    def _draw(self, count: int) -> Tensor:
         (payload,) = self._mailbox.latest_payload()
         version = self._mailbox.latest_version()
-        assert version is not None and version.step == step, "the newest weights are in the mailbox"
+        assert version is not None, "weights are published before the first take"
         self._policy.load_adapter(deserialise_adapter(payload), version.sha256)
-        with self.meter.paused():
-            found = measure(self._policy, self._scorer, self._cell.prompts)
-        spent = {"evaluations": self.meter.evaluations, **self.meter.counts, "updates": step}
-        self.points.append({**spent, "cpu_sec": round(time.process_time(), 1), **found})
+        return draw(self._policy, self._cell.shown, count)
+
+    def _spent(self, step: int) -> dict[str, Any]:
+        return {"evaluations": self.meter.evaluations, **self.meter.counts, "updates": step}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
@@ -72,15 +87,15 @@ def run_cell(cell: Cell, out: Path, work: Path) -> Path:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     started = time.time()
-    training, points = _train(cell, work) if cell.budget else ({}, [_start(cell)])
+    measured = _train(cell, work) if cell.budget else _start(cell)
+    made = {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "sec": round(time.time() - started)}
     result = {
         "cell": cell.name,
         "seed": cell.seed,
         "key": cell.key(),
         "definition": cell.definition(),
-        "made": {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "sec": round(time.time() - started)},
-        "training": training,
-        "points": points,
+        "made": {**made, "cpu_sec": round(time.process_time(), 1)},
+        **measured,
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{cell.slug}.json"
@@ -101,36 +116,47 @@ def data_set(kind: str, rows: int, work: Path) -> Path:
 
 def _start(cell: Cell) -> dict[str, Any]:
     """The untrained model, where every curve starts, and what its autoencoder makes of crisp renders."""
-    config = cell.config("unused", None, None)
+    config, shown = cell.config("unused", None, None), cell.shown
     policy = load_policy(config.model, config.noise, "cpu", seed=cell.seed)
-    found = measure(policy, build_scorer(config.rollout.scorer), cell.prompts)
-    renders = crisp_renders(cell.prompts)
-    crisp, rebuilt = spectrum(renders), spectrum(policy.decode(policy.encode_images(renders)))
-    found["metrics"]["detail/rebuilt"] = high_energy(rebuilt) / high_energy(crisp)
-    return {"evaluations": 0, "updates": 0, "crisp_spectrum": crisp.tolist(), **found}
+    pictures, renders = draw(policy, shown, len(captions(shown))), crisp_renders(shown)
+    crisp, rebuilt = spectrum(renders), spectrum(rounded(policy.decode(policy.encode_images(renders))))
+    none = {"evaluations": 0, "updates": 0}
+    final = {**none, "crisp_spectrum": crisp.tolist(), **describe(pictures, shown)}
+    final["metrics"]["detail/rebuilt"] = high_energy(rebuilt) / high_energy(crisp)
+    early = pictures[: shown.on_the_way * PICTURES_PER_CAPTION]
+    curve = [{**none, **describe(early, shown)}] if len(early) else []
+    return {"training": {}, "curve": curve, "final": final}
 
 
-def _train(cell: Cell, work: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What training was like, and what was measured at the marks."""
+def _train(cell: Cell, work: Path) -> dict[str, Any]:
+    """What training was like, and what was measured on the way and at the end."""
     path = str(data_set(cell.data, cell.rows, work)) if cell.data else None
-    telemetry = Telemetry()
+    cache = str(work / "latents") if cell.data else None
     with tempfile.TemporaryDirectory(prefix="ablation-") as folder:
         single_process_group(Path(folder))
-        config = cell.config(f"{folder}/run", path, str(work / "latents") if cell.data else None)
-        config.run.path.mkdir()
-        mailbox = Mailbox(config.run.path / "adapters")
-        scorer = build_scorer(config.rollout.scorer)
-        queue, policy = _source(cell, config, mailbox, scorer)
-        metered = Metered(cell, queue, mailbox, policy, scorer)
-        with metered.meter:
-            train(0, 1, config, metered, mailbox, telemetry, device=torch.device("cpu"))
-    return _training_summary(telemetry), metered.points
+        first, _ = _run(cell, cell.config(f"{folder}/first", path, cache), Telemetry(), batches=1)
+        batches = max(1, round(cell.budget / first.meter.evaluations))
+        telemetry = Telemetry()
+        metered, updates = _run(cell, cell.config(f"{folder}/run", path, cache, batches), telemetry, batches)
+        final = metered.finish(updates)
+    return {"training": _training_summary(telemetry), "curve": metered.curve, "final": final}
 
 
-def _source(cell: Cell, config: AtelierConfig, mailbox: Mailbox, scorer: Any) -> tuple[Any, DiffusionPolicy]:
-    """The learner's queue, and a policy to evaluate with."""
+def _run(cell: Cell, config: AtelierConfig, telemetry: Telemetry, batches: int) -> tuple[Metered, int]:
+    """The learner's loop for so many batches; also the number of its updates."""
+    config.run.path.mkdir()
+    mailbox = Mailbox(config.run.path / "adapters")
+    queue, policy = _source(cell, config, mailbox)
+    metered = Metered(cell, queue, mailbox, policy, batches)
+    with metered.meter:
+        result = train(0, 1, config, metered, mailbox, telemetry, device=torch.device("cpu"))
+    return metered, result.counters.step
+
+
+def _source(cell: Cell, config: AtelierConfig, mailbox: Mailbox) -> tuple[Any, DiffusionPolicy]:
+    """The learner's queue, and a policy to draw with."""
     if cell.data is None:
-        prompts = load_prompts(config.prompts.source)
+        prompts, scorer = load_prompts(config.prompts.source), build_scorer(config.rollout.scorer)
         rollout = Rollout(config, mailbox, prompts=prompts, scorer_from=lambda *_: scorer)
         return rollout, rollout.policy
     books = DataBooks(config.run.path, config.learner.groups_per_batch)

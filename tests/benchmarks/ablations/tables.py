@@ -1,6 +1,7 @@
 """What is varied: the methods of the learning curves, and the tables, whose rows are cells that differ in one thing.
 
-The same settings are one cell in all tables.
+The same settings are one cell in all tables. Before them every method is run at each of GRID's rates, by which RATES
+were chosen (rates.py).
 """
 
 from __future__ import annotations
@@ -10,29 +11,53 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from tests.benchmarks.ablations.cells import Cell, Settings, merged
+from tests.benchmarks.ablations.cells import FOR_RATES, MARKS, Cell, Settings, merged
 
 SEEDS = (0, 1, 2)
-SPO_TABLES = ("rate", "continuation", "preference", "candidates", "pair_rule", "range", "block")
+SPO_TABLES = ("continuation", "preference", "candidates", "pair_rule", "range", "block")
+
+
+GRID = (4e-4, 1e-3, 2.5e-3)
+"""Peak learning rates of which a method's is chosen."""
+RATE_SEED = 3
+"""Of the runs that choose: none of SEEDS."""
+RATES = {
+    "spo": 1e-3,
+    "mspo": 1e-3,
+    "d3po": 1e-3,
+    "ddpo": 1e-3,
+    "dpo": 4e-4,
+    "mapo": 4e-4,
+    "simpo": 4e-4,
+    "pixel-simpo": 1e-3,
+    "sft": 1e-3,
+    "pixel-sft": 1e-3,
+}
+"""By the rule, or, for a method whose grid has not been run, that of SPO (rollouts), Diffusion-DPO (pairs) or SFT
+(pictures). A variant has the rate of the method that it is a variant of."""
 
 
 def stepwise(**sampler: Any) -> Settings:
     """SPO with changes in its sampler."""
     return {
         "rollout": {"sampler": {"type": "stepwise", "num_candidates": 4, "threshold": 0.3, **sampler}},
-        "learner": {"objective": {"type": "spo"}, "updates_per_batch": 2, "optimizer": {"lr": 1e-3}},
+        "learner": {"objective": {"type": "spo"}, "updates_per_batch": 2},
     }
 
 
-def finished(objective: Settings, lr: float, groups: int = 16) -> Settings:
+def finished(objective: Settings, groups: int = 16) -> Settings:
     """A loss on finished pictures of a data set."""
-    return {"learner": {"objective": objective, "groups_per_batch": groups, "optimizer": {"lr": lr}}}
+    return {"learner": {"objective": objective, "groups_per_batch": groups}}
 
 
-def trajectories(objective: Settings, lr: float, updates: int) -> Settings:
+def trajectories(objective: Settings) -> Settings:
     """A loss on whole trajectories, four of each prompt."""
-    learner = {"objective": objective, "groups_per_batch": 2, "updates_per_batch": updates, "optimizer": {"lr": lr}}
+    learner = {"objective": objective, "groups_per_batch": 2, "updates_per_batch": 2}
     return {"rollout": {"sampler": {"type": "trajectory", "num_trajectories": 4}}, "learner": learner}
+
+
+def at_rate(settings: Settings, lr: float) -> Settings:
+    return merged(settings, {"learner": {"optimizer": {"lr": lr}}})
 
 
 SIMPO: Settings = {"type": "simpo", "reduction": "mean", "beta": 500.0}
@@ -44,21 +69,39 @@ PIXEL_ONLY = {"pixel": {"weight": 2.0, "latent_weight": 0.0}}
 METHODS: dict[str, tuple[Settings, str | None]] = {
     "spo": (stepwise(), None),
     "mspo": (stepwise(block_length=4), None),
-    "d3po": (trajectories({"type": "d3po"}, 1e-3, 2), None),
-    "ddpo": (trajectories({"type": "ddpo"}, 1e-3, 2), None),
-    "dpo": (finished(DPO, 1e-3), "pairs"),
-    "mapo": (finished({"type": "mapo"}, 1e-3), "pairs"),
-    "simpo": (finished(SIMPO, 1e-3), "pairs"),
-    "pixel-simpo": (finished({**SIMPO, **BOTH}, 1e-3), "pairs"),
-    "sft": (finished(SFT, 1e-3, 32), "images"),
-    "pixel-sft": (finished({**SFT, **BOTH}, 1e-3, 32), "images"),
+    "d3po": (trajectories({"type": "d3po"}), None),
+    "ddpo": (trajectories({"type": "ddpo"}), None),
+    "dpo": (finished(DPO), "pairs"),
+    "mapo": (finished({"type": "mapo"}), "pairs"),
+    "simpo": (finished(SIMPO), "pairs"),
+    "pixel-simpo": (finished({**SIMPO, **BOTH}), "pairs"),
+    "sft": (finished(SFT, 32), "images"),
+    "pixel-sft": (finished({**SFT, **BOTH}, 32), "images"),
 }
-"""Name -> settings and data set."""
+"""Name -> settings without a rate, and data set."""
+ONLINE = tuple(name for name, (_, data) in METHODS.items() if data is None)
 
 
 def method(name: str, seed: int = 0) -> Cell:
     settings, data = METHODS[name]
-    return Cell(name, settings, data, seed)
+    return Cell(name, at_rate(settings, RATES[name]), data, seed, marks=MARKS)
+
+
+RATE_START = Cell("rate-start", {}, budget=0, seed=RATE_SEED, shown=FOR_RATES)
+"""The untrained model on the pictures that rates are chosen by."""
+
+
+def rate_cells() -> list[Cell]:
+    """Every method at every rate, measured at its end on pictures of their own."""
+    return [RATE_START] + [
+        Cell(rate_name(name, lr), at_rate(settings, lr), data, RATE_SEED, shown=FOR_RATES)
+        for name, (settings, data) in METHODS.items()
+        for lr in GRID
+    ]
+
+
+def rate_name(name: str, lr: float) -> str:
+    return f"rate-{name}-{lr:g}"
 
 
 # The tables
@@ -76,20 +119,17 @@ def _spo_tables() -> dict[str, Table]:
     spo = method("spo")
 
     def other(name: str, **sampler: Any) -> Cell:
-        return Cell(f"spo-{name}", stepwise(**sampler))
+        of = "mspo" if "block_length" in sampler else "spo"
+        return Cell(f"spo-{name}", at_rate(stepwise(**sampler), RATES[of]))
 
     def scored(name: str, factory: str) -> Cell:
         scorer = {"type": "import", "target": f"tests.benchmarks.ablations.scorers:{factory}"}
-        return Cell(f"spo-{name}", merged(stepwise(), {"rollout": {"scorer": scorer}}))
+        return Cell(f"spo-{name}", merged(spo.settings, {"rollout": {"scorer": scorer}}))
 
     def between(low: int, high: int) -> Cell:
         return other(f"t{low}-{high}", kappa=high, min_timestep=low)
 
-    def at_rate(lr: float) -> Cell:
-        return Cell(f"spo-rate-{lr:g}", merged(stepwise(), {"learner": {"optimizer": {"lr": lr}}}))
-
     return {
-        "rate": Table("SPO: learning rate", {"0.0005": at_rate(5e-4), "0.001": spo, "0.002": at_rate(2e-3)}),
         "continuation": Table(
             "SPO: which candidate the next step starts from",
             {"random": spo, "win": other("win", continuation="win"), "lose": other("lose", continuation="lose")},
@@ -131,12 +171,9 @@ def _spo_tables() -> dict[str, Table]:
 
 
 def _pixel_table() -> Table:
-    def variant(name: str, objective: Settings) -> Cell:
-        return Cell(name, finished(objective, METHODS["simpo"][0]["learner"]["optimizer"]["lr"]), "pairs")
-
-    def supervised(name: str, pixel: Settings) -> Cell:
-        settings, data = METHODS["sft"]
-        return Cell(name, merged(settings, {"learner": {"objective": {**SFT, **pixel}}}), data)
+    def variant(name: str, objective: Settings, of: str) -> Cell:
+        settings, data = METHODS[of]
+        return Cell(name, at_rate(merged(settings, {"learner": {"objective": objective}}), RATES[of]), data)
 
     def at_x0(pixel: Settings) -> Settings:
         return {"pixel": {**pixel["pixel"], "decode": "x0"}}
@@ -145,15 +182,15 @@ def _pixel_table() -> Table:
         "Pixel paper: which space, with or without a reference, where errors are decoded",
         {
             "latent, no reference (SimPO)": method("simpo"),
-            "pixel, no reference": variant("simpo-pixel-only", {**SIMPO, **PIXEL_ONLY}),
+            "pixel, no reference": variant("simpo-pixel-only", {**SIMPO, **PIXEL_ONLY}, "pixel-simpo"),
             "both, no reference (pixel-SimPO)": method("pixel-simpo"),
-            "both, no reference, at x0": variant("simpo-both-x0", {**SIMPO, **at_x0(BOTH)}),
-            "pixel, no reference, at x0": variant("simpo-pixel-only-x0", {**SIMPO, **at_x0(PIXEL_ONLY)}),
+            "both, no reference, at x0": variant("simpo-both-x0", {**SIMPO, **at_x0(BOTH)}, "pixel-simpo"),
+            "pixel, no reference, at x0": variant("simpo-pixel-only-x0", {**SIMPO, **at_x0(PIXEL_ONLY)}, "pixel-simpo"),
             "latent, with reference (Diffusion-DPO)": method("dpo"),
-            "pixel, with reference": variant("dpo-pixel-only", {**DPO, **PIXEL_ONLY}),
-            "both, with reference": variant("dpo-both", {**DPO, **BOTH}),
+            "pixel, with reference": variant("dpo-pixel-only", {**DPO, **PIXEL_ONLY}, "dpo"),
+            "both, with reference": variant("dpo-both", {**DPO, **BOTH}, "dpo"),
             "latent, supervised (SFT)": method("sft"),
-            "pixel, supervised": supervised("sft-pixel-only", PIXEL_ONLY),
+            "pixel, supervised": variant("sft-pixel-only", {**SFT, **PIXEL_ONLY}, "pixel-sft"),
             "both, supervised (pixel-SFT)": method("pixel-sft"),
         },
     )
@@ -177,10 +214,11 @@ def quick_cells() -> list[Cell]:
 
 
 def all_cells() -> list[Cell]:
-    """The quick ones, the other rows, then further seeds: of the methods first, of the ablations after them."""
+    """The quick ones, the runs that choose rates, the other rows, then further seeds: of the methods first."""
     every = [cell for table in tables().values() for cell in table.rows.values()]
     seeds = [replace(cell, seed=seed) for seed in SEEDS[1:] for cell in every]
-    return _distinct([*quick_cells(), *every, *seeds])
+    methods = [cell for cell in seeds if cell.name in METHODS]
+    return _distinct([*quick_cells(), *rate_cells(), *methods, *every, *seeds])
 
 
 def _distinct(cells: Iterable[Cell]) -> list[Cell]:

@@ -13,6 +13,7 @@ from reward.step_aware_scorer import StepAwareScorer
 from rollout.decoder import load_decoder
 from rollout.policy import load_policy
 from tests.benchmarks.ablations import pictures
+from tests.benchmarks.ablations.cells import Shown
 from tests.benchmarks.ablations.meter import Meter
 from tests.benchmarks.ablations.scorers import without_time
 
@@ -27,16 +28,21 @@ def test_a_wave_s_power_lies_at_its_frequency_and_counts_as_detail_above_a_quart
 
 
 def test_crisp_renders_have_no_flaws_and_other_captions_are_flaws():
-    renders, captions = pictures.crisp_renders(4), pictures.captions(4)
-    assert len(captions) == 8 and captions[0] == captions[4] != captions[1]
+    shown = Shown(captions=4, on_the_way=3)
+    renders, captions = pictures.crisp_renders(shown), pictures.captions(shown)
+    assert len(captions) == 8 and captions[0] == captions[3] != captions[1], (
+        "three captions twice, the fourth after them"
+    )
+    assert captions[6] == captions[7] and captions[:6] == pictures.captions(Shown(captions=3, on_the_way=3))
     found = pictures.flaw_measure(renders, captions)
     assert found["flaws/content"].sum() == 0 and found["flaws/unexplained"].max() < 0.01
-    moved = pictures.flaw_measure(renders[:4], [*captions[1:4], captions[0]])
-    assert moved["flaws/content"].sum() == 4
+    moved = pictures.flaw_measure(renders[:3], [*captions[1:3], captions[0]])
+    assert moved["flaws/content"].sum() == 3
 
 
 def test_without_time_a_scorer_reads_every_picture_as_a_clean_one():
-    images, captions = pictures.crisp_renders(2), pictures.captions(2)
+    shown = Shown(captions=2, on_the_way=2)
+    images, captions = pictures.crisp_renders(shown), pictures.captions(shown)
     late, clean = torch.full((4,), 500), torch.zeros(4, dtype=torch.int64)
     step_aware = StepAwareScorer.from_pretrained(MINIATURE, MINIATURE / "step_aware.safetensors")
     assert torch.equal(without_time().score(images, captions, late), step_aware.score(images, captions, clean))
