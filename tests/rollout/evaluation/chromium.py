@@ -79,6 +79,12 @@ class Browser:
         self.call("Page.navigate", url=page.resolve().as_uri())
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
 
+    def reload(self) -> None:
+        """As a person reloads: in the same process, which another navigation to the page need not be."""
+        self.run("window.isOld = true")
+        self.call("Page.reload")
+        self.until("window.isOld === undefined && document.readyState === 'complete'")
+
     def allow_downloads(self) -> None:
         self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self._downloads))
 

@@ -111,7 +111,7 @@ def test_votes_survive_a_reload_and_the_saved_file_is_counted(
     browser.key("n")
     for key in "123":
         browser.key(key)
-    browser.open(study / "vote.html")
+    browser.reload()
     assert "2 of 6 pairs" in text(browser, "status") and text(browser, "place") == "Pair 2 of 6"
     assert browser.run("document.getElementById('appeal-tie').checked") is True
     browser.click("#save")
