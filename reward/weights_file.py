@@ -40,7 +40,12 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         if is_torchscript(path):
             return read_torchscript(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, BadZipFile, EOFError, RuntimeError) as error:
+    except pickle.UnpicklingError as error:  # torch's own words advise to unpickle everything
+        raise ValueError(
+            f"checkpoint {path} cannot be read (truncated, or not a weights file): Python objects beside its tensors "
+            f"are not unpickled, as that could run code. Save the tensors alone, as .safetensors"
+        ) from error
+    except (SafetensorError, BadZipFile, EOFError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} cannot be read (truncated, or not a weights file): {error}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
