@@ -61,15 +61,15 @@ class RolloutPool:
         backoff: tuple[float, float] = (1.0, 30.0),
         tick_sec: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
+        keep_target: Callable[[int], None] = lambda workers: None,
     ) -> None:
-        """`backoff`: seconds before the first restart, doubled after every further failure up to the second number."""
-        self._settings = settings
-        self._prompts = prompts
+        """`backoff`: seconds before the first restart, doubled after every further failure up to the second number.
+        `keep_target` is told every new number of workers, by hand or by the queue's fill."""
+        self._settings, self._prompts = settings, prompts
         self._queue = queue
         self._spawn = spawn
-        self._backoff = backoff
-        self._tick_sec = tick_sec
-        self._clock = clock
+        self._backoff, self._tick_sec = backoff, tick_sec
+        self._clock, self._keep_target = clock, keep_target
         self._changed = Wakeup()
         self._desk = WorkDesk(plan, queue, mailbox, self._changed)
         self._slots: dict[int, Slot] = {}
@@ -95,6 +95,7 @@ class RolloutPool:
         if workers < self._settings.min:
             raise ValueError(f"{workers} workers asked for; rollout.workers.min is {self._settings.min}")
         before, self._target = self._target, workers
+        self._keep_target(workers)
         self._fill_slots()
         return before, workers
 

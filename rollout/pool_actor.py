@@ -7,7 +7,10 @@ driver ── create_pool ──► PoolActor ── owns ──► worker actor
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from configs.schema import AtelierConfig
 
 
+logger = logging.getLogger(__name__)
+
+
 class PoolActor:
     """`RolloutPool` as an actor: same methods."""
 
@@ -33,13 +39,18 @@ class PoolActor:
         """Finds prompts and peers itself: large arguments and handles may be lost by a restart (Ray issue 53727)."""
         prompts = load_prompts(config.prompts.source, config.prompts.limit)
         queue, mailbox = find_actor("queue", config.run.name), find_actor("mailbox", config.run.name)
+        target = TargetFile(config.run.path.resolve())
+        workers = config.rollout.workers
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            workers = workers.model_copy(update={"initial": target.read() or workers.initial})
         self._pool = RolloutPool(
-            config.rollout.workers,
+            workers,
             chunk_plan(config),
             PromptStream(prompts, config.run.seed),
             _QueuePort(queue),
             _MailboxPort(mailbox),
             RayWorkers(config, mailbox, queue),
+            keep_target=target.write,
         )
         self._pool.start()  # an async actor's constructor runs inside its event loop
 
@@ -57,6 +68,30 @@ class PoolActor:
 
     async def stop(self, timeout_sec: float = 10.0) -> None:
         await self._pool.stop(timeout_sec)
+
+
+class TargetFile:
+    """How many workers a run's pool was last told to keep, in the run directory, for a pool that is started again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "workers"
+
+    def write(self, workers: int) -> None:
+        """Whole or not at all; a disk that refuses costs no more than a warning."""
+        partial = self._path.with_suffix(".partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(f"{workers}\n")
+            os.replace(partial, self._path)
+        except OSError as error:
+            logger.warning("a pool that is restarted will not know of %d workers: %s", workers, error)
+
+    def read(self) -> int | None:
+        """None where nothing can be read."""
+        try:
+            return int(self._path.read_text())
+        except (OSError, ValueError):
+            return None
 
 
 def chunk_plan(config: AtelierConfig) -> ChunkPlan:

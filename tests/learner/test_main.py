@@ -43,7 +43,7 @@ def test_a_bad_configuration_is_refused_before_anything_starts(capsys, settings,
     refused(capsys, [*settings, run_dir, "learner.optimiser.lr=1"], "did you mean learner.optimizer")
     refused(capsys, [*settings, run_dir, "prompts.source=/nowhere/prompts.txt"], "/nowhere/prompts.txt")
     refused(capsys, [*settings, run_dir, "evaluation.num_prompts=6"], "evaluation.num_prompts is 6")
-    refused(capsys, [*settings, run_dir, "model.pretrained=/nowhere/model"], "model.pretrained = /nowhere/model")
+    refused(capsys, [*settings, run_dir, "model.pretrained=/nowhere/model"], "/nowhere/model: there is no such file")
     refused(capsys, [*settings, run_dir, "model.lora.target_modules=[to_x]"], "model.lora.target_modules")
     refused(capsys, [*settings, run_dir, "--resume", str(tmp_path)], "no committed checkpoint")
     refused(capsys, [*settings, run_dir, "--address", "127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'")

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from learner import main
-from tests.rollout.live import LiveRun, live_config, write_models
+from tests.rollout.live import LiveRun, kill, live_config, write_models
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -41,6 +41,8 @@ def test_workers_are_added_and_taken_away_while_the_run_goes_on(live, ray_cluste
         groups = live.train(1, publish=False)
         assert {group.adapter_sha256 for group in groups} == {first.sha256}
         seen |= {group.worker for group in groups}
+    kill(live.pool.actor)
+    live.until(lambda stats: stats["alive"] == 3)  # a pool that is started again keeps as many as it was told to
     shrunk = scale("1", "--run", "scale-test", RAY_ADDRESS=ray_cluster)
     assert shrunk.stdout.startswith("rollout workers of scale-test: 3 -> 1 ("), shrunk.stderr
     while live.pool.stats()["alive"] > 1:
