@@ -51,11 +51,11 @@ class NoiseSchedule:
         if scheduler.config.get("rescale_betas_zero_snr", False):
             raise ValueError("rescale_betas_zero_snr gives the first step an infinite signal-to-noise ratio; unset it")
         total = int(table.shape[0])
-        if not 2 <= num_steps <= total:
-            raise ValueError(f"noise.num_steps is {num_steps}; this schedule allows 2..{total}")
+        if not 2 <= num_steps < total:  # with offset 1, `total` steps would begin beyond the table
+            raise ValueError(f"noise.num_steps is {num_steps}; this schedule allows 2..{total - 1}")
         stride = total // num_steps
         timesteps = torch.arange(num_steps - 1, -1, -1, dtype=torch.int64) * stride + 1
-        return cls(table.to(torch.float32).clone(), timesteps.clamp(max=total - 1), stride, prediction_type, eta)
+        return cls(table.to(torch.float32).clone(), timesteps, stride, prediction_type, eta)
 
     @property
     def trained_timesteps(self) -> Tensor:
