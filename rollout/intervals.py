@@ -22,15 +22,6 @@ class Interval:
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of one value a picture: Wilson's interval where all are 0 or 1, else the normal one.
-
-    Raises ValueError when there is no value.
-    """
-    n, mean = _count(values), math.fsum(values) / len(values)
-    return wilson(mean, n) if are_shares(values) else _normal(values, mean)
-
-
 def wilson(share: float, n: int) -> Interval:
     """A share of n independent cases with Wilson's (1927) 95 % interval."""
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)

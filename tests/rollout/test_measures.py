@@ -8,28 +8,28 @@ import random
 import pytest
 import torch
 
-from rollout.intervals import mean_interval, paired_difference
+from rollout.intervals import paired_difference, wilson
 from rollout.measures import MEASURES
 from rollout.miniature.world import FINISHES, caption, render, sample_scene
 
 
 def test_wilson_interval_of_a_share() -> None:
     """15 of 148: Newcombe (1998), Statistics in Medicine 17:857, Table I, score method: 0.0624 .. 0.1605."""
-    found = mean_interval([1.0] * 15 + [0.0] * 133)
+    found = wilson(15 / 148, 148)
     assert (found.mean, found.n) == (15 / 148, 148)
     assert found.low == pytest.approx(0.0624, abs=5e-5) and found.high == pytest.approx(0.1605, abs=5e-5)
-    none = mean_interval([0.0] * 20)  # same table, 0 of 20: 0 .. 0.1611
+    none = wilson(0.0, 20)  # same table, 0 of 20: 0 .. 0.1611
     assert none.low == 0.0 and none.high == pytest.approx(0.1611, abs=5e-5)
 
 
 def test_normal_interval_of_scores() -> None:
     """1, 2, 3, 4: s = 1.290994, half width 1.959964 * s / 2 = 1.265151."""
-    found = mean_interval([1.0, 2.0, 3.0, 4.0])
+    found = paired_difference([0.0] * 4, [1.0, 2.0, 3.0, 4.0])
     assert found.mean == 2.5 and found.high == pytest.approx(3.765151, abs=1e-6)
     assert found.low == pytest.approx(1.234849, abs=1e-6)
-    assert mean_interval([3.0]).high == math.inf
+    assert paired_difference([0.0], [3.0]).high == math.inf
     with pytest.raises(ValueError, match="no values"):
-        mean_interval([])
+        paired_difference([], [])
 
 
 def test_paired_difference_of_scores_uses_the_pairs() -> None:
@@ -59,7 +59,7 @@ def test_intervals_of_shares_cover_the_truth_about_95_times_in_100() -> None:
     for _ in range(runs):
         before = [float(rng.random() < 0.3) for _ in range(n)]
         after = [max(b, float(rng.random() < 0.4)) for b in before]  # true difference 0.7 * 0.4 = 0.28
-        share, difference = mean_interval(before), paired_difference(before, after)
+        share, difference = wilson(sum(before) / n, n), paired_difference(before, after)
         single += share.low <= 0.3 <= share.high
         paired += difference.low <= 0.28 <= difference.high
     assert 0.925 < single / runs < 0.985
