@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "model.dtype=bfloat16",
@@ -17,7 +15,6 @@ SETTINGS = [
 """A quarter each: the quickstart starts two workers (tests/configs/test_gpu_share.py adds them up)."""
 
 
-@pytest.mark.timeout(600)
 def test_quickstart_trains_on_cuda(tmp_path):
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "learner.main", "--config", "configs/quickstart.yaml", *SETTINGS]
