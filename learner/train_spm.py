@@ -36,6 +36,7 @@ from learner.progress import say
 from learner.ranks import LearnerThread, rank_trainer
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
+from reward.step_aware import WEIGHTS
 
 POLL_SEC = 0.5
 
@@ -171,9 +172,7 @@ def _conclusion(config: SpmConfig, outcome: Mapping[str, Any]) -> str:
     for timestep, after in outcome["accuracy"].items():
         rows.append(f"  t = {timestep:<4} {outcome['start_accuracy'][timestep]:.4f} -> {after:.4f}")
     folder = config.output
-    rows.append(
-        f"The model: rollout.scorer.clip={folder} rollout.scorer.checkpoint={folder / 'step_aware.safetensors'}"
-    )
+    rows.append(f"The model: rollout.scorer.clip={folder} rollout.scorer.checkpoint={folder / WEIGHTS}")
     return "\n".join(rows)
 
 

@@ -9,18 +9,22 @@ from typing import Any
 import torch
 
 from reward.base import Scorer
+from reward.step_aware import WEIGHTS
 from reward.step_aware_scorer import StepAwareScorer
 
 MINIATURE = Path(__file__).resolve().parent.parent / "rollout" / "miniature" / "spm"
-"""Data of the embedded preference model: CLIP's config and tokenizer, and `step_aware.safetensors`."""
+"""Data of the embedded preference model: CLIP's config and tokenizer, and its weights."""
+
+
+def step_aware_files(clip: str, checkpoint: str | None) -> tuple[Path | str, Path | str | None]:
+    """CLIP and checkpoint; the clip named `miniature` brings its own checkpoint, unless another is given."""
+    if clip == "miniature":
+        return MINIATURE, checkpoint or MINIATURE / WEIGHTS
+    return clip, checkpoint
 
 
 def _step_aware(settings: Any) -> Scorer:
-    """From `clip` and `checkpoint`. The clip named `miniature` brings its own checkpoint, unless another is given."""
-    clip, checkpoint = settings.clip, settings.checkpoint
-    if clip == "miniature":
-        clip, checkpoint = MINIATURE, checkpoint or MINIATURE / "step_aware.safetensors"
-    return StepAwareScorer.from_pretrained(clip, checkpoint)
+    return StepAwareScorer.from_pretrained(*step_aware_files(settings.clip, settings.checkpoint))
 
 
 # Each factory imports its own file: open_clip and HF's BLIP are loaded only where they are used.

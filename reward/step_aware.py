@@ -31,6 +31,8 @@ from transformers import CLIPConfig, CLIPModel
 from reward.preprocess import clip_pixels
 from reward.weights_file import folder_or_hub_id, listed, load_strict, read_weights, write_weights
 
+WEIGHTS = "step_aware.safetensors"
+"""The weights' file in a folder that also holds CLIP's config.json and tokenizer."""
 FREQUENCY_WIDTH = 256
 """Width of the sinusoid (DiT's default)."""
 MAX_PERIOD = 10_000

@@ -12,11 +12,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from configs.spm import SpmConfig
-from reward import MINIATURE
-from reward.step_aware import StepAwarePreferenceModel
+from reward import step_aware_files
+from reward.step_aware import WEIGHTS, StepAwarePreferenceModel
 from reward.step_aware_scorer import load_tokenizer
-
-WEIGHTS = "step_aware.safetensors"
 
 
 def load_start(config: SpmConfig) -> tuple[StepAwarePreferenceModel, PreTrainedTokenizerBase]:
@@ -24,7 +22,7 @@ def load_start(config: SpmConfig) -> tuple[StepAwarePreferenceModel, PreTrainedT
 
     Raises FileNotFoundError and ValueError for weights or a tokenizer that do not fit, naming file and keys.
     """
-    clip, checkpoint = _sources(config)
+    clip, checkpoint = step_aware_files(config.scorer.clip, config.scorer.checkpoint)
     model = StepAwarePreferenceModel.from_pretrained(clip, checkpoint)
     return model, load_tokenizer(clip, model)
 
@@ -40,18 +38,11 @@ def write_model(model: StepAwarePreferenceModel, config: SpmConfig) -> Path:
 
     Ends training: an engine over the model no longer holds its logit_scale.
     """
+    clip, _ = step_aware_files(config.scorer.clip, config.scorer.checkpoint)
     folder = config.output
     folder.mkdir(parents=True, exist_ok=True)
     model.model.config.save_pretrained(folder)
-    load_tokenizer(_sources(config)[0], model).save_pretrained(folder)
+    load_tokenizer(clip, model).save_pretrained(folder)
     reshape_scale(model)
     model.save_checkpoint(folder / WEIGHTS)
     return folder
-
-
-def _sources(config: SpmConfig) -> tuple[Path | str, Path | str | None]:
-    """CLIP and checkpoint; the clip named `miniature` brings its own checkpoint, unless another is given."""
-    clip, checkpoint = config.scorer.clip, config.scorer.checkpoint
-    if clip == "miniature":
-        return MINIATURE, checkpoint or MINIATURE / WEIGHTS
-    return clip, checkpoint

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from configs.load import load_as
 from configs.spm import SpmConfig
-from reward.step_aware import StepAwarePreferenceModel
+from reward.step_aware import WEIGHTS, StepAwarePreferenceModel
 from rollout.miniature import train_autoencoder, train_clip, train_denoiser
 from rollout.miniature.card import write_card
 from rollout.miniature.judge import Judge, Verdict, compare, judge_captions, summarise
@@ -122,7 +122,7 @@ def load(pipeline: Path, spm: Path) -> tuple[StableDiffusionPipeline, StepAwareP
     """The base model in float32 and a preference model's folder. Raises ValueError for weights that do not fit."""
     base = StableDiffusionPipeline.from_pretrained(pipeline, torch_dtype=torch.float32)
     base.set_progress_bar_config(disable=True)
-    return base, StepAwarePreferenceModel.from_pretrained(spm, spm / "step_aware.safetensors")
+    return base, StepAwarePreferenceModel.from_pretrained(spm, spm / WEIGHTS)
 
 
 def measure(folder: Path) -> dict[str, Any]:

@@ -9,11 +9,9 @@ The figures and the card are `rollout.miniature.measure`'s.
 import argparse
 from pathlib import Path
 
-from reward.step_aware import StepAwarePreferenceModel
+from reward.step_aware import WEIGHTS, StepAwarePreferenceModel
 from rollout.miniature.tokens import write_tokenizer
 from rollout.miniature.training import SHIPPED, replace_folder
-
-WEIGHTS = "step_aware.safetensors"
 
 
 def ship(source: Path, target: Path) -> None:

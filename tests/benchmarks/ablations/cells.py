@@ -16,6 +16,7 @@ from typing import Any
 from configs.load import load_config
 from configs.schema import AtelierConfig
 from reward import MINIATURE as SPM
+from reward.step_aware import WEIGHTS
 from reward.weights_file import weights_version
 from rollout.assets import MINIATURE_PIPELINE
 
@@ -100,7 +101,7 @@ class Cell:
 def weights(scored: bool) -> dict[str, str]:
     """Checksum of the network that is trained and, where pictures are scored, of the bundled preference model."""
     network = {"network": weights_version(*sorted(MINIATURE_PIPELINE.rglob("*.safetensors")))}
-    return network | ({"preference_model": weights_version(SPM / "step_aware.safetensors")} if scored else {})
+    return network | ({"preference_model": weights_version(SPM / WEIGHTS)} if scored else {})
 
 
 @cache

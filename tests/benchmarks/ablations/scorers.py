@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from reward import MINIATURE, Scorer
-from reward.step_aware import StepAwarePreferenceModel
+from reward.step_aware import WEIGHTS, StepAwarePreferenceModel
 from reward.step_aware_scorer import StepAwareScorer, load_tokenizer
 from rollout.miniature.tokens import write_tokenizer
 from rollout.miniature.train_clip import SEED, STEPS, build_clip, train_clean
@@ -42,7 +42,7 @@ class WithoutTime:
 
 def without_time() -> Scorer:
     """The bundled step-aware weights, always told t = 0."""
-    return WithoutTime(StepAwareScorer.from_pretrained(MINIATURE, MINIATURE / "step_aware.safetensors"))
+    return WithoutTime(StepAwareScorer.from_pretrained(MINIATURE, MINIATURE / WEIGHTS))
 
 
 def plain() -> Scorer:
