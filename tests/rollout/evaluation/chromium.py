@@ -75,9 +75,10 @@ class Browser:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
 
-    def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+    def open(self, page: Path | str) -> None:
+        """A file, or an address."""
+        self.call("Page.navigate", url=page.resolve().as_uri() if isinstance(page, Path) else page)
+        self.until("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def reload(self) -> None:
         """As a person reloads: in the same process, which another navigation to the page need not be."""
