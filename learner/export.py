@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from learner.model_card import model_card
 from rollout.adapter import adapter_checksum, changes_nothing
 from rollout.assets import configuration_place
 from rollout.trainable import inject_lora
+from rollout.weights import write_atomically
 
 logger = logging.getLogger(__name__)
 _NETWORKS = {
@@ -184,11 +184,5 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """tmp + fsync + rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    with tmp.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    tmp.replace(path)
+    write_atomically(path, data)

@@ -18,6 +18,7 @@ from learner.loading_code import base_lines, lora_lines
 from learner.progress import format_duration
 from rollout.assets import pipeline_path
 from rollout.intervals import Interval
+from rollout.weights import write_atomically
 
 
 class _Strict(BaseModel):
@@ -106,14 +107,9 @@ class Summary(_Strict):
 
 
 def write_summary(run_dir: Path, summary: Summary) -> Path:
-    """Write run_dir/summary.json (tmp, fsync, rename); returns its path."""
+    """Write run_dir/summary.json, whole or not at all; returns its path."""
     path = run_dir / "summary.json"
-    tmp = path.with_name(path.name + ".tmp")
-    with tmp.open("w") as file:
-        file.write(summary.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    tmp.replace(path)
+    write_atomically(path, (summary.model_dump_json(indent=2) + "\n").encode())
     return path
 
 

@@ -37,6 +37,7 @@ from learner.ranks import LearnerThread, rank_trainer
 from learner.run_dir import RunDir, RunDirError
 from learner.signals import Interrupted, Signals
 from reward.step_aware import WEIGHTS
+from rollout.weights import write_atomically
 
 POLL_SEC = 0.5
 
@@ -164,7 +165,7 @@ def _json(text: str) -> dict[str, Any]:
 def write_summary(config: SpmConfig, outcome: Mapping[str, Any]) -> None:
     """`summary.json` of the run directory: steps and accuracies before and after."""
     text = json.dumps({key: outcome[key] for key in ("counters", "start_accuracy", "accuracy")}, indent=1)
-    (config.run.path / "summary.json").write_text(text + "\n")
+    write_atomically(config.run.path / "summary.json", (text + "\n").encode())
 
 
 def _conclusion(config: SpmConfig, outcome: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rollout.final_records import FinalGroup
+from rollout.group_record import GroupRecord
 from rollout.records import PreferenceGroup
 from rollout.trajectory_records import TrajectoryGroup
 
@@ -106,6 +108,19 @@ def make_group(
         score_timesteps=torch.arange(16, dtype=torch.int64),
         final_score=float(noise(1)),
     )
+
+
+def assert_equal_groups(mine: GroupRecord, theirs: GroupRecord) -> None:
+    """Of one kind, and the same in every field, bit for bit."""
+    assert type(mine) is type(theirs)
+    for spec in dataclasses.fields(mine):
+        left, right = getattr(mine, spec.name), getattr(theirs, spec.name)
+        if isinstance(left, Tensor):
+            assert torch.equal(left, right), spec.name
+        elif spec.name == "conditioning":
+            assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+        else:
+            assert left == right, spec.name
 
 
 def make_final_group(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -24,6 +25,22 @@ from tests.benchmarks.published import SDXL_UNET, vit_h_config
 from tests.tiny import tiny_tokenizer
 
 
+def autoencoder(**settings: Any) -> AutoencoderKL:
+    """Stable Diffusion's and SDXL's, random weights."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **settings,
+    )  # fmt: skip
+
+
+def ddim_scheduler() -> DDIMScheduler:
+    """Both models' noise table."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1,
+    )  # fmt: skip
+
+
 def sd15_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> DiffusionPolicy:
     """Stable Diffusion 1.5's network (860 M), decoder and text encoder (ViT-L) with random weights."""
     model = ModelSection(pretrained="random-sd15", dtype=dtype)
@@ -33,20 +50,13 @@ def sd15_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> 
     with torch.device(device):
         torch.set_default_dtype(resolve_dtype(dtype, device))
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=512,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+        vae = autoencoder(sample_size=512)
         ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
         widths = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
         text = CLIPTextModel(CLIPTextConfig(**widths, **ends))
         torch.set_default_dtype(torch.float32)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=ddim_scheduler(), safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     return assemble_policy(StableDiffusionFamily(pipeline), model, NoiseSection(), device, seed=seed)
@@ -64,21 +74,13 @@ def sdxl_policy(device: torch.device, *, dtype: str = "auto", seed: int = 0) -> 
     with torch.device(device):
         torch.set_default_dtype(resolve_dtype(dtype, device))
         unet = UNet2DConditionModel(**SDXL_UNET)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, sample_size=1024,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            scaling_factor=0.13025,
-        )  # fmt: skip
+        vae = autoencoder(sample_size=1024, scaling_factor=0.13025)
         text = CLIPTextModel(CLIPTextConfig(**small, **ends))
         text_2 = CLIPTextModelWithProjection(CLIPTextConfig(**big, **ends, projection_dim=1280, hidden_act="gelu"))
         torch.set_default_dtype(torch.float32)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1,
-    )  # fmt: skip
     pipeline = StableDiffusionXLPipeline(
         vae=vae, text_encoder=text, text_encoder_2=text_2, tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet,
-        scheduler=scheduler, add_watermarker=False,
+        scheduler=ddim_scheduler(), add_watermarker=False,
     )  # fmt: skip
     return assemble_policy(StableDiffusionXLFamily(pipeline), model, NoiseSection(), device, seed=seed)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,12 @@ class LiveRun:
         self.pool.stop(5)
         for client in (self.pool, self.queue, self.mailbox):
             ray.kill(client.actor)
+
+
+@contextmanager
+def live_run(folder: Path, name: str) -> Iterator[LiveRun]:
+    """A run with models of its own."""
+    write_models(folder)
+    run = LiveRun(live_config(folder, name))
+    yield run
+    run.close()

@@ -6,13 +6,12 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 
 from configs.model import ModelSection, NoiseSection
 from configs.rollout import StepwiseSampler as Settings
-from rollout.conditioning import Conditioning
 from rollout.policy import load_policy
 from rollout.prompts import PromptItem
 from rollout.sampling import sample_images, sample_latents
 from rollout.stepwise import StepwiseSampler
-from rollout.transition import log_prob, transition
 from tests.fakes import RedScorer
+from tests.parity import learner_log_probs
 from tests.tiny_families import tiny_family
 
 VARIANTS = {
@@ -108,17 +107,11 @@ def test_the_learner_recomputes_the_samplers_log_probabilities(case, block_lengt
     items = [PromptItem(0, "a", 100), PromptItem(1, "bb", 101)]
     groups = sampler.sample(items, policy_step=0, adapter_sha256="f" * 64, worker="w")
     learner = randomised(model, noise, network_only=True)
-    for group in (type(groups[0]).from_bytes(group.to_bytes()) for group in groups):
+    for group in groups:
         assert group.num_pairs >= 2 and set(group.timestep.tolist()) <= set(policy.schedule.trained_timesteps.tolist())
-        conditioning = Conditioning.from_rows([group.conditioning] * group.num_pairs)
-        for x_t, x_prev, logp in (
-            (group.x_t, group.x_prev_win, group.behaviour_logp_win),
-            (group.x_t if group.x_t_lose is None else group.x_t_lose, group.x_prev_lose, group.behaviour_logp_lose),
-        ):
-            with torch.no_grad():
-                output = learner.predict(x_t, group.timestep, conditioning)
-            move = transition(learner.schedule, output, x_t, group.timestep)
-            torch.testing.assert_close(log_prob(x_prev, move.mean, move.std), logp, rtol=0, atol=1e-4)
+        win, lose = learner_log_probs(learner, group)
+        torch.testing.assert_close(win, group.behaviour_logp_win, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(lose, group.behaviour_logp_lose, rtol=1e-6, atol=1e-6)
 
 
 def test_sampling_in_parts_and_by_row_is_the_same(case):

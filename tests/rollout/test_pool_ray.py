@@ -15,7 +15,7 @@ from rollout.interfaces import QueueLost
 from rollout.replay_actor import QueueClient, create_queue
 from rollout.weights import AdapterVersion
 from rollout.weights_actor import create_mailbox
-from tests.rollout.live import LiveRun, kill, live_config, write_models
+from tests.rollout.live import LiveRun, kill, live_config, live_run
 from tests.tiny import make_group
 
 pytestmark = pytest.mark.timeout(600)
@@ -23,11 +23,8 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def live(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
-    folder = tmp_path_factory.mktemp("live")
-    write_models(folder)
-    run = LiveRun(live_config(folder, "pool-test"))
-    yield run
-    run.close()
+    with live_run(tmp_path_factory.mktemp("live"), "pool-test") as run:
+        yield run
 
 
 def of_the_second(groups):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollout.records import PreferenceGroup
-from tests.tiny import make_group
+from tests.tiny import assert_equal_groups, make_group
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -14,14 +14,7 @@ from tests.tiny import make_group
 def test_bytes_round_trip(shared, pairs):
     group = make_group(7, pairs=pairs, shared=shared, policy_step=12)
     back = PreferenceGroup.from_bytes(group.to_bytes())
-    for spec in dataclasses.fields(group):
-        mine, theirs = getattr(group, spec.name), getattr(back, spec.name)
-        if isinstance(mine, torch.Tensor):
-            assert torch.equal(mine, theirs), spec.name
-        elif spec.name == "conditioning":
-            assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
-        else:
-            assert mine == theirs, spec.name
+    assert_equal_groups(group, back)
     assert back.header(99) == group.header(99)
 
 

@@ -11,18 +11,15 @@ import pytest
 import ray
 
 from learner import main
-from tests.rollout.live import LiveRun, kill, live_config, write_models
+from tests.rollout.live import LiveRun, kill, live_run
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def live(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveRun]:
-    folder = tmp_path_factory.mktemp("live")
-    write_models(folder)
-    run = LiveRun(live_config(folder, "scale-test"))
-    yield run
-    run.close()
+    with live_run(tmp_path_factory.mktemp("live"), "scale-test") as run:
+        yield run
 
 
 def scale(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,8 +10,9 @@ from rollout.conditioning import Conditioning
 from rollout.policy import load_policy
 from rollout.prompts import PromptItem
 from rollout.stepwise import StepwiseSampler, plan_blocks
-from rollout.transition import log_prob, transition
+from rollout.transition import transition
 from tests.fakes import RedScorer
+from tests.parity import learner_log_probs
 from tests.tiny import tiny_pipeline
 
 ITEMS = [PromptItem(0, "a", 100), PromptItem(1, "bb", 101), PromptItem(2, "ccc", 102)]
@@ -119,17 +120,11 @@ def test_random_pairs_are_distinct_and_ordered(policy):
 
 @pytest.mark.parametrize("block_length", [1, 4])
 def test_sampler_and_learner_agree_on_log_probabilities(policy, block_length):
-    """Recomputed from the record as the learner does it: equal to 1e-6 in float32."""
-    group = run(policy, threshold=0.0, block_length=block_length)[0][0]
-    conditioning = Conditioning.from_rows([group.conditioning] * group.num_pairs)
-    for x_t, x_prev, logp in (
-        (group.x_t, group.x_prev_win, group.behaviour_logp_win),
-        (group.x_t if group.x_t_lose is None else group.x_t_lose, group.x_prev_lose, group.behaviour_logp_lose),
-    ):
-        with torch.no_grad():
-            output = policy.predict(x_t, group.timestep, conditioning)
-        move = transition(policy.schedule, output, x_t, group.timestep)
-        torch.testing.assert_close(log_prob(x_prev, move.mean, move.std), logp, rtol=0, atol=1e-6)
+    """The learner's own code, on the group as it travels: equal to 1e-6 in float32."""
+    for group in run(policy, threshold=0.0, block_length=block_length)[0]:
+        win, lose = learner_log_probs(policy, group)
+        torch.testing.assert_close(win, group.behaviour_logp_win, rtol=0, atol=1e-6)
+        torch.testing.assert_close(lose, group.behaviour_logp_lose, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("block_length", [1, 4])
