@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # sbatch cluster/slurm.sh --config sd15_spo run.dir=/shared/runs/sd15
-# One Ray cluster inside the allocation: the driver and the learner on the first node, rollout workers on all others.
+# One Ray cluster inside the allocation: driver and learner on the first node, rollout workers and evaluator elsewhere.
 # Slurm signals this script two minutes before the time limit; the run then saves, and the job is queued again.
 #SBATCH --job-name=atelier
 #SBATCH --nodes=3
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=1
+#SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=16
 #SBATCH --time=08:00:00
 #SBATCH --signal=B:TERM@120
@@ -39,7 +39,8 @@ for node in "${nodes[@]:1}"; do
 done
 
 python -m learner.main --address "$head_address:$port" --resume auto \
-    learner.resources.custom.learner_node=0.01 rollout.workers.resources.custom.rollout_node=0.01 "$@" &
+    learner.resources.custom.learner_node=0.01 rollout.workers.resources.custom.rollout_node=0.01 \
+    evaluation.resources.custom.rollout_node=0.01 "$@" &
 driver=$!
 trap 'kill -TERM "$driver"' TERM INT # the driver alone: it saves, then ends everything of its own
 status=0

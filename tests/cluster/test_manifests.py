@@ -15,6 +15,7 @@ import ray
 import yaml
 
 from configs.load import load_config
+from configs.placement import compare, placement
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 ROOT = CLUSTER.parent
@@ -90,8 +91,53 @@ def test_rayjob_starts_a_run_that_this_project_accepts():
     words = shlex.split(spec["entrypoint"])
     assert words[:6] == ["python", "-m", "learner.main", "--config", "sd15_spo", "--resume"]
     config = load_config("sd15_spo", words[7:])
-    assert config.rollout.workers.resources.custom.keys() == {"rollout_node"}
-    assert config.learner.resources.custom.keys() == config.evaluation.resources.custom.keys() == {"learner_node"}
+    assert_nodes_hold(config, pods(manifest["spec"]["rayClusterSpec"]))
+
+
+def pods(spec):
+    """Kind of node -> what all of its nodes have together, as Ray counts it, of a RayCluster's spec."""
+    found = {}
+    for name, group in groups(spec).items():
+        [container] = group["template"]["spec"]["containers"]
+        limits, count = container["resources"]["limits"], group["replicas"]
+        found[f"{name}_node"] = {"CPU": count * int(limits["cpu"]), "GPU": count * int(limits["nvidia.com/gpu"])}
+    return found
+
+
+def assert_nodes_hold(config, nodes):
+    """Each role is pinned to a kind of node, and that kind has what all of its roles ask for at the start."""
+    kinds = {}
+    for role in placement(config):
+        if role.role != "control":
+            [kind] = role.custom
+            kinds.setdefault(kind, []).append(role)
+    assert {kind: {role.role for role in roles} for kind, roles in kinds.items()} == {
+        "learner_node": {"learner rank"}, "rollout_node": {"rollout worker", "evaluator"},
+    }  # fmt: skip
+    for kind, roles in kinds.items():
+        assert compare(roles, {**nodes[kind], kind: 1}) == []
+
+
+def pinned(text):
+    """The preset that the walk-through submits, with the pins that `text` has."""
+    return load_config("sd15_spo", re.findall(r"\S+\.custom\.\w+_node=[\d.]+", text))
+
+
+def test_other_clusters_hold_the_pinned_preset_too():
+    config = pinned((CLUSTER / "README.md").read_text())
+    assert_nodes_hold(config, pods(read("raycluster.yaml")["spec"]))
+    types = read("ray-up.yaml")["available_node_types"].values()
+    nodes = {kind: node for node in types for kind in node["resources"] if kind.endswith("_node")}
+    assert_nodes_hold(config, {
+        kind: {name: node["min_workers"] * node["resources"][name] for name in ("CPU", "GPU")}
+        for kind, node in nodes.items()
+    })  # fmt: skip
+    slurm = (CLUSTER / "slurm.sh").read_text()
+    options = dict(re.findall(r"^#SBATCH --(\S+)=(\d+)$", slurm, re.M))
+    others = int(options["nodes"]) - 1
+    each = {"CPU": int(options["cpus-per-task"]), "GPU": int(options["gpus-per-node"])}
+    rest = {name: others * amount for name, amount in each.items()}
+    assert_nodes_hold(pinned(slurm), {"learner_node": each, "rollout_node": rest})
 
 
 def pod_templates(spec):
