@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,12 @@ class Place:
 
     def config(self, *overrides: str):
         return main.with_absolute_run_dir(load_config(None, [f"run.dir={self.folder / 'run'}", *overrides]))
+
+    def archive(self, *names: str) -> str:
+        with tarfile.open(self.folder / "rows.tar", "w") as archive:
+            for name in names:
+                archive.addfile(tarfile.TarInfo(name))
+        return str(self.folder / "rows.tar")
 
     def prompts(self, text: str, name: str = "p.txt") -> str:
         (self.folder / name).write_text(text)
@@ -250,6 +257,9 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     load("learner.objective.type=sft", "rollout.sampler.type=final_pairs", "learner.objective.pixel.weight=-8"),
     lambda place: place.inputs(*SFT, "data.path=/nowhere"),
     lambda place: place.inputs(*SFT, f"data.path={place.prompts('[1]', 'rows.jsonl')}"),
+    lambda place: place.inputs(*SFT, f"data.path={place.archive('0.png', '1.png', '0.txt')}"),
+    lambda place: place.inputs(*SFT, f"data.path={place.prompts('', 'none.jsonl')}"),
+    lambda place: place.inputs(*SFT, f"data.path={place.archive('0.txt')}", f"data.latent_cache={place.prompts('')}"),
     lambda place: place.inputs(f"prompts.source={place.prompts('a', 'p.csv')}"),
     lambda place: place.inputs("prompts.source=/nowhere/prompts.txt"),
     lambda place: place.inputs(f"prompts.source={place.prompts('')}"),

@@ -71,7 +71,7 @@ class DataBooks:
         """
         self._cache[process] = cache
         self._rows = dict(rows or self._rows)
-        new = [note for note in bad if note not in self._bad]
+        new = [note for note in dict.fromkeys(bad) if note not in self._bad]
         if new:
             self._bad.update(dict.fromkeys(new))
             with self._path.open("a", encoding="utf-8") as file:
@@ -113,7 +113,7 @@ def read_bad_rows(run_dir: Path) -> list[BadRowNote]:
     """The bad rows of a run so far; a last line that a crash cut short is left out."""
     notes = []
     path = run_dir / BAD_ROWS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:
             notes.append(BadRowNote(**json.loads(line)))
         except (ValueError, TypeError):

@@ -8,6 +8,7 @@ image_1, preferred). Rows without a preference (ties, has_label false) are left 
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.data import ImageData, OfflineData, PairData
-from learner.datasets.files import find_files, hub_files
+from learner.datasets.files import files_below, find_files, hub_files
 from learner.datasets.folder import INDEX
 from learner.datasets.images import refuse_unequal_shapes
 from learner.datasets.jsonl_table import JsonlTable
@@ -27,6 +28,8 @@ from learner.datasets.tables import BadRow, Row, Table
 
 LABELLED = (("jpg_0", "jpg_1", "label_0"), ("image_0", "image_1", "preferred"))
 """Two images and which is preferred: a number (the share of votes for the first), or 0, 1 or "tie"."""
+_OTHER_LABEL = {"label_0": "label_1"}
+"""Column -> the one that makes a sum of 1 with it, where it is there."""
 _FLAGS = ("has_label", "are_different")
 _SUFFIXES = {".jsonl": "jsonl", ".parquet": "parquet", ".tar": "webdataset"}
 
@@ -53,6 +56,8 @@ class Examples:
         self._kept = self._select()
         self.rows = sum(map(len, self._kept.values()))
         """Rows of one epoch."""
+        if not sum(self._table.block_sizes()):
+            raise DataError(f"{data.path}: holds no row; give data.path files with rows")
         if not self.rows:
             raise DataError(f"{data.path}: no row is left to train on; look at data.where and at the rows' preferences")
         self._blocks = list(self._kept)
@@ -105,7 +110,7 @@ def columns_of(data: PairData | ImageData) -> list[str]:
     """Every column that `example_of` may look at."""
     if isinstance(data, ImageData):
         return [data.caption, data.image]
-    return [data.caption, data.win, data.lose, *(name for names in LABELLED for name in names)]
+    return [data.caption, data.win, data.lose, *(name for names in LABELLED for name in names), *_OTHER_LABEL.values()]
 
 
 def example_of(row: Row, data: PairData | ImageData) -> Example:
@@ -132,14 +137,15 @@ def form_and_files(data: OfflineData) -> tuple[str, Sequence[str | Path]]:
     """How `data.path` is read, and the files that it means (or the folder, or URLs). Raises DataError."""
     if data.split is not None:
         return "parquet", hub_files(str(data.path), data.split)
-    kind = data.format if data.format != "auto" else _guess(data.path)
+    path = data.path.expanduser()  # a shell leaves data.path=~/.. as it is
+    kind = data.format if data.format != "auto" else _guess(path)
     if kind == "folder":
-        if not data.path.is_dir():
-            raise DataError(f"{data.path}: no such folder")
-        return kind, [data.path]
-    if kind == "jsonl" and (index := data.path / INDEX).is_file():
+        if not path.is_dir():
+            raise DataError(f"{path}: no such folder")
+        return kind, [path]
+    if kind == "jsonl" and (index := path / INDEX).is_file():
         return kind, [index]
-    return kind, find_files(data.path, next(suffix for suffix, of in _SUFFIXES.items() if of == kind))
+    return kind, find_files(path, next(suffix for suffix, of in _SUFFIXES.items() if of == kind))
 
 
 def table_of(kind: str, files: Sequence[str | Path], data: OfflineData) -> Table:
@@ -159,10 +165,10 @@ def table_of(kind: str, files: Sequence[str | Path], data: OfflineData) -> Table
 def _guess(path: Path) -> str:
     """The format by the file names; a folder with none of the other kinds is a folder of files."""
     if not path.is_dir():
-        if (kind := _SUFFIXES.get(path.suffix)) is None:
+        if (kind := _SUFFIXES.get(path.suffix.lower())) is None:
             raise DataError(f"{path}: data.format is auto, and this is neither a folder nor .jsonl, .parquet or .tar")
         return kind
-    present = {suffix for suffix in _SUFFIXES if next(path.rglob(f"*{suffix}"), None) is not None}
+    present = {suffix for file in files_below(path) if (suffix := file.suffix.lower()) in _SUFFIXES}
     if len(present) > 1:
         raise DataError(f"{path}: holds {' and '.join(sorted(present))} files; set data.format to say which to read")
     return _SUFFIXES[present.pop()] if present else "folder"
@@ -182,7 +188,7 @@ def _first(kept: Mapping[int, Sequence[int]], limit: int | None) -> dict[int, Se
 
 def undecided(values: Mapping[str, Any]) -> bool:
     """No preference was given, or it is a tie."""
-    if any(values.get(flag) is False for flag in _FLAGS):
+    if any(values.get(flag) in (False,) for flag in _FLAGS):  # also 0, as some tools write it
         return True
     return values.get("label_0") == 0.5 or values.get("preferred") == "tie"
 
@@ -198,6 +204,9 @@ def _sides(row: Row, data: PairData) -> tuple[str, str]:
         value = row.values.get(label)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or value == 0.5:
             raise BadRow(row.where, f"column {label!r} is {value!r}; 0 to 1 without a tie is wanted")
+        other = row.values.get(_OTHER_LABEL.get(label, ""))
+        if other is not None and other != 1 - value and not math.isclose(other, 1 - value, abs_tol=1e-6):
+            raise BadRow(row.where, f"column {label!r} is {value!r} and 'label_1' {other!r}; a sum of 1 is wanted")
         first_wins = value == 0 if label == "preferred" else value > 0.5
         return (first, second) if first_wins else (second, first)
     forms = [f"{data.win} and {data.lose}", *(", ".join(names) for names in LABELLED)]

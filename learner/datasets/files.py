@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fsspec
@@ -18,17 +19,42 @@ def find_files(path: Path, suffix: str) -> list[Path]:
     Raises DataError where there is none.
     """
     if path.is_dir():
-        found = sorted(file for file in path.rglob(f"*{suffix}") if file.is_file())
+        found = sorted(file for file in files_below(path) if file.suffix.lower() == suffix)
         missing = f"no {suffix} file in this folder"
+    elif path.is_file():  # also one whose name has brackets
+        return [path]
     elif glob.has_magic(str(path)):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         missing = "no file has a name of this pattern"
     else:
-        found = [path] if path.is_file() else []
-        missing = "no such file or folder"
+        found, missing = [], "no such file or folder"
     if not found:
         raise DataError(f"{path}: {missing}")
     return found
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and those below it, in no order. Links to folders are followed, each folder once."""
+    seen: set[str] = set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (path for name in names if (path := Path(place, name)).is_file())
+
+
+def is_remote(file: str | Path) -> bool:
+    """A URL that fsspec opens; everything else is a local path, whatever is in its name."""
+    return "://" in str(file)
+
+
+def refuse_unreadable_name(name: str, source: Path) -> None:
+    """Raise DataError for the name of a file that is not UTF-8: neither messages nor records could carry it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{source}: the name {name!r} is not UTF-8; rename this file") from error
 
 
 def hub_files(name: str, split: str) -> list[str]:
@@ -57,6 +83,13 @@ def fingerprint(files: Sequence[str | Path], sizes: Sequence[int]) -> str:
     """Names, lengths and row counts of the files; not where they lie, so that a data set may be moved."""
     digest = hashlib.sha256()
     for file, rows in zip(files, sizes, strict=True):
-        system, path = fsspec.core.url_to_fs(str(file))
-        digest.update(f"{Path(file).name}\0{system.size(path)}\0{rows}\n".encode())
+        digest.update(f"{Path(file).name}\0{_length(file)}\0{rows}\n".encode())
     return digest.hexdigest()
+
+
+def _length(file: str | Path) -> int:
+    """Bytes."""
+    if not is_remote(file):
+        return os.stat(file).st_size
+    system, path = fsspec.core.url_to_fs(str(file))
+    return int(system.size(path))

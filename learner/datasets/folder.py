@@ -67,7 +67,7 @@ class FolderPairs:
     def _lines(self, problems: list[str] | None) -> Iterable[tuple[str, dict[str, Any]]]:
         path = self._folder / INDEX
         try:
-            texts = path.read_text(encoding="utf-8").splitlines()
+            texts = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut a text at U+2028 too
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         for number, text in enumerate(texts, start=1):

@@ -75,6 +75,8 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
         raise BadRow(where, f"not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise BadRow(where, f"not JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets
+        raise BadRow(where, f"not JSON that can be read: {error}") from error
     if not isinstance(value, dict):
         raise BadRow(where, f"expected a JSON object, found {type(value).__name__}")
     return value

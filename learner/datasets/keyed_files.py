@@ -4,7 +4,7 @@
 
 The key is the path up to the file name's first dot; what follows is the column. `png`, `jpg`, `jpeg`, `webp` and `bmp`
 are images: `0001.win.png` is column `win`, `0001.png` column `image`. `txt` is text: `0001.txt` is column `caption`.
-The keys of a JSON object in `0001.json` are columns. Other files are ignored.
+The keys of a JSON object in `0001.json` are columns, where no file gives the column. Other files are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.datasets.files import fingerprint
+from learner.datasets.files import files_below, fingerprint, refuse_unreadable_name
 from learner.datasets.rows import DataError
 from learner.datasets.tables import BadRow, Row
 from rollout.prompts import stable_hash
@@ -33,10 +33,12 @@ class FolderTable:
     """Rows of a folder and those below it, by key. In memory: the file names."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError where no file of a known kind is there."""
+        """Raises DataError where no file of a known kind is there, or one has a name that is not UTF-8."""
         self._folder = folder
-        names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        names = (str(path.relative_to(folder)) for path in files_below(folder))
         known = sorted((*split_key(name), name) for name in names if is_known(name))
+        for *_, name in known:
+            refuse_unreadable_name(name, folder)
         self._rows = [
             (key, [(column, name) for _, column, name in members])
             for key, members in itertools.groupby(known, key=lambda member: member[0])
@@ -71,7 +73,9 @@ class TarTable:
     """Rows of one or more uncompressed .tar files. In memory: where each row begins."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        """Reads the headers of every file. Raises DataError for a file that is no plain tar, or has a row in pieces."""
+        """Reads the headers of every file. Raises DataError for a file that is no plain tar, has a row in pieces, or
+        links instead of files.
+        """
         self._starts = [(file, _index(file)) for file in files]
         self._blocks = [
             (file, starts[first : first + BLOCK_ROWS])
@@ -143,22 +147,36 @@ def is_known(name: str) -> bool:
 
 
 def merge(where: str, members: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Columns of one row. Raises BadRow for text that is not UTF-8, and for a .json that is no object."""
-    values: dict[str, Any] = {}
+    """Columns of one row; those of a .json stand back behind files.
+
+    Raises BadRow for text that is not UTF-8, for a .json that is no object, and for two files of one column.
+    """
+    listed: dict[str, Any] = {}
+    files: dict[str, tuple[str, Any]] = {}
     for rest, value in members:
         column, _, kind = rest.rpartition(".")
-        if is_image(rest):
-            values[column or "image"] = value
-            continue
         try:
-            text = value.decode("utf-8-sig")
-            parsed = json.loads(text) if kind.lower() == "json" else {column or "caption": text}
-        except ValueError as error:
+            if kind.lower() == "json":
+                listed |= _object(json.loads(value.decode("utf-8-sig")))
+                continue
+            column = column or ("image" if is_image(rest) else "caption")
+            content = value if is_image(rest) else value.decode("utf-8-sig")
+        except (ValueError, RecursionError) as error:
             raise BadRow(where, f".{rest} cannot be read: {error}") from error
-        if not isinstance(parsed, dict):
-            raise BadRow(where, f".{rest} holds {type(parsed).__name__}; expected a JSON object")
-        values |= parsed
-    return values
+        if column in files:
+            raise BadRow(
+                where,
+                f".{files[column][0]} and .{rest} both are column {column!r}, as what follows a name's first dot says; "
+                f"rename or remove one of them",
+            )
+        files[column] = rest, content
+    return listed | {column: content for column, (_, content) in files.items()}
+
+
+def _object(parsed: Any) -> dict[str, Any]:
+    if not isinstance(parsed, dict):
+        raise ValueError(f"it holds {type(parsed).__name__}; expected a JSON object")
+    return parsed
 
 
 def _bytes(where: str, path: Path) -> bytes:
@@ -175,7 +193,15 @@ def _index(file: Path) -> np.ndarray:
         with tarfile.open(file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it would keep every header
-                if not member.isfile() or not is_known(member.name):
+                if not is_known(member.name):
+                    continue
+                refuse_unreadable_name(member.name, file)
+                if member.islnk() or member.issym():
+                    raise DataError(
+                        f"{file}: {member.name} is a link to {member.linkname}; pack the files themselves "
+                        f"(tar --dereference --hard-dereference)"
+                    )
+                if not member.isfile():
                     continue
                 key, _ = split_key(member.name)
                 if key == current:

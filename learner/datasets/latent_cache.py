@@ -9,6 +9,7 @@ counted.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from learner.datasets.rows import DataError
 from rollout.array_bytes import read_metadata
 
 FIT_RULE = "short side bicubic antialiased, centre crop, 1"
@@ -30,6 +32,8 @@ class LatentCache:
     """Latents float32 [C, H, W] by image. `hits`, `misses` and `corrupt` count this process's lookups."""
 
     def __init__(self, directory: Path, autoencoder_sha256: str, image_size: int, shape: tuple[int, int, int]) -> None:
+        """Makes the directory. Raises DataError where that cannot be."""
+        make_directory(directory)
         self._folder = directory / f"{autoencoder_sha256[:16]}-{image_size}"
         self._autoencoder = autoencoder_sha256
         self._shape = shape
@@ -80,6 +84,19 @@ class LatentCache:
         mine = latent.dtype == torch.float32 and tuple(latent.shape) == self._shape
         known = metadata.get("autoencoder") == self._autoencoder and metadata.get("sha256") == _digest(latent)
         return latent if mine and known else None
+
+
+def make_directory(directory: Path) -> None:
+    """Raises DataError where the directory cannot be, or nothing can be written into it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = "a file is there" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise DataError(
+            f"data.latent_cache = {directory} cannot be written: {reason}; name another directory, or leave it out"
+        ) from error
 
 
 def autoencoder_sha256(vae: nn.Module) -> str:

@@ -29,7 +29,7 @@ from learner.agreement import on_every_rank
 from learner.datasets.books import BadRowNote, Books, CacheCounts
 from learner.datasets.examples import Example, Examples
 from learner.datasets.images import decode_image, to_pixels
-from learner.datasets.latent_cache import LatentCache, autoencoder_sha256
+from learner.datasets.latent_cache import LatentCache, autoencoder_sha256, make_directory
 from learner.datasets.rows import DataError
 from learner.datasets.tables import BadRow
 from rollout.assets import pipeline_path
@@ -108,10 +108,10 @@ class OfflineQueue:
         self._examples = Examples(config.data, config.run.seed)
         self._rows = {"epoch_rows": self._examples.rows, "rows_without_preference": self._examples.left_out}
         self._cache: LatentCache | None = None
-        if (folder := config.data.latent_cache) is not None:
+        if (folder := _cache_folder(config.data)) is not None:
             self._cache = LatentCache(folder, encoder.autoencoder_sha256, encoder.image_size, encoder.latent_shape)
         self._process = f"{socket.gethostname()}/{os.getpid()}"
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")  # all that touches the files
         self._ahead: dict[int, Future[Loaded]] = {}
         self._bad: list[BadRowNote] = []
         self._batch = 0
@@ -181,25 +181,25 @@ class OfflineQueue:
 
     def _record(self, position: int) -> bytes:
         """The record at `position`: of its row, or of the first good substitute."""
-        future = self._ahead.pop(position, None)
-        chosen, reasons = position, []
+        future = self._ahead.pop(position, None) or self._reader.submit(self._load, position)
+        reasons = []
         for attempt in range(1, MAX_SUBSTITUTES + 1):
             try:
-                loaded = self._load(chosen) if future is None else future.result()
-                return self._encode(position, loaded).to_bytes()
+                return self._encode(position, future.result()).to_bytes()
             except BadRow as error:
                 if self._data.on_bad_row == "stop":
                     raise with_fix(error) from error
                 self._bad.append(BadRowNote(error.where, error.reason))
                 reasons.append(error)
-            chosen, future = self._examples.substitute(position, attempt), None
+            future = self._reader.submit(self._load, self._examples.substitute(position, attempt))
         raise DataError(f"{self._data.path}: {MAX_SUBSTITUTES} rows in turn are bad; the last one: {reasons[-1]}")
 
     def _read_ahead(self, positions: range) -> None:
-        """Start reading what is taken next. Until then nothing else touches the files."""
+        """Start reading what is taken next."""
         self._ahead = {position: self._reader.submit(self._load, position) for position in positions}
 
     def _load(self, position: int) -> Loaded:
+        """In the reader's thread alone, substitutes too: order and open files are no two threads' to share."""
         example = self._examples.example(position)
         pixels: list[Tensor | None] = []
         latents: list[Tensor | None] = []
@@ -245,6 +245,10 @@ class OfflineQueue:
         )
 
 
+def _cache_folder(data: PairData | ImageData) -> Path | None:
+    return None if data.latent_cache is None else data.latent_cache.expanduser()
+
+
 def with_fix(error: BadRow) -> BadRow:
     """What ends a run that does not skip bad rows."""
     return BadRow(error.where, f"{error.reason}; mend or remove it, or set data.on_bad_row to skip")
@@ -273,6 +277,8 @@ def check_data(config: AtelierConfig) -> Path | None:
     if not isinstance(config.data, PairData | ImageData):
         return None
     examples = Examples(config.data, config.run.seed)
+    if (folder := _cache_folder(config.data)) is not None:
+        make_directory(folder)
     try:
         example = examples.example(0)
         for column, data in example.images:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learner.datasets.files import hub_files
+from learner.datasets.files import files_below, hub_files
 from learner.datasets.folder import INDEX, FolderPairs
 from learner.datasets.order import PairSource
 from learner.datasets.parquet import ParquetPairs
@@ -26,7 +26,8 @@ def open_pairs(
     path = Path(path)
     if (path / INDEX).is_file():
         return FolderPairs(path, selection, problems=problems)
-    files = [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.rglob("*.parquet"))
+    alone = path.is_file() and path.suffix.lower() == ".parquet"
+    files = [path] if alone else sorted(file for file in files_below(path) if file.suffix.lower() == ".parquet")
     if files:
         return ParquetPairs([str(file) for file in files], selection, cached_groups=cached_groups, problems=problems)
     if not path.exists():

@@ -18,7 +18,7 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
-from learner.datasets.files import fingerprint
+from learner.datasets.files import fingerprint, is_remote
 from learner.datasets.rows import DataError
 from learner.datasets.tables import BadRow, Row
 
@@ -94,7 +94,7 @@ class ParquetTable:
         try:
             group = self._group(place, number, wanted)
         except (pyarrow.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and _is_remote(self.files[place]):
+            if isinstance(error, OSError) and is_remote(self.files[place]):
                 raise
             raise BadRow(where, f"row group {number} cannot be read: {_first_line(error)}") from error
         values = {name: group.column(name)[offset].as_py() for name in wanted}
@@ -135,20 +135,23 @@ class ParquetTable:
 
 @contextmanager
 def _opened(file: str | Path, metadata: Any = None) -> Iterator[pyarrow.parquet.ParquetFile]:
-    with fsspec.open(str(file), "rb") as raw, pyarrow.parquet.ParquetFile(raw, metadata=metadata) as opened:
+    with (
+        fsspec.open(str(file), "rb") if is_remote(file) else Path(file).open("rb") as raw,
+        pyarrow.parquet.ParquetFile(raw, metadata=metadata) as opened,
+    ):
         yield opened
-
-
-def _is_remote(file: str | Path) -> bool:
-    return "://" in str(file)
 
 
 def _footer(file: str | Path) -> Any:
     try:
         with _opened(file) as opened:
-            return opened.metadata
+            metadata = opened.metadata
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file}: cannot be read (truncated, or not a parquet file): {_first_line(error)}") from error
+    names = metadata.schema.to_arrow_schema().names
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{file}: has column {twice[0]} more than once; rename or remove one of them")
+    return metadata
 
 
 def _first_rows(metadata: Any) -> list[int]:

@@ -41,6 +41,10 @@ class Row:
             raise BadRow(self.where, f"column {column!r} must be text, found {_kind(value)}")
         if not (text := value.strip()):
             raise BadRow(self.where, f"column {column!r} is empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(self.where, f"column {column!r} is no text: half a character at {error.start}") from error
         return text
 
     def number(self, column: str) -> float:
@@ -64,6 +68,8 @@ class Row:
             return path.read_bytes()
         except OSError as error:
             raise BadRow(self.where, f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
+        except ValueError as error:  # a character that no path can have
+            raise BadRow(self.where, f"column {column!r} = {value!r} is no path: {error}") from error
 
     def _value(self, column: str) -> Any:
         if column not in self.values:

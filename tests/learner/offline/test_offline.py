@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
 from configs.schema import AtelierConfig
 from learner.datasets.books import BAD_ROWS, BadRowNote, CacheCounts, DataBooks
+from learner.datasets.examples import Examples
 from learner.datasets.offline import OfflineQueue, check_data
 from learner.datasets.rows import DataError
 from learner.datasets.tables import BadRow
@@ -36,7 +40,7 @@ class Set:
 
     def __init__(self, tmp_path, kind, path, **data):
         run_dir = tmp_path / "run"
-        run_dir.mkdir(exist_ok=True)
+        run_dir.mkdir(exist_ok=True, parents=True)
         self.config = offline_config(run_dir, kind, path, **data)
         self.books = DataBooks(run_dir, 4)
         self.encoder = MeanEncoder()
@@ -127,6 +131,57 @@ def test_bad_rows_are_replaced_counted_and_listed_where_that_was_asked_for(tmp_p
     assert sorted(entry["where"].split()[-1] for entry in listed) == ["3", "6"], "each once, over epochs and ranks"
     assert all("cannot be decoded" in entry["reason"] for entry in listed)
     assert whole.queue.stats()["bad_rows"] == 2
+
+
+def test_substitutes_are_read_by_the_thread_that_reads_ahead(tmp_path, monkeypatch):
+    """Order and open files know one position at a time: two threads in them take other rows, or fail."""
+    threads = set()
+    example = Examples.example
+    monkeypatch.setattr(
+        Examples, "example", lambda self, place: threads.add(threading.current_thread().name) or example(self, place)
+    )
+    rows = [
+        {"caption": f"row {n}", "image": b"bad" if n % 3 == 0 else row.images["image"]}
+        for n, row in enumerate(render_rows("images", 12))
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=2)
+    ahead = Set(tmp_path, "images", tmp_path / "rows.parquet", on_bad_row="skip", shuffle_blocks=1)
+    batches = [ahead.batch(number) for number in range(6)]
+    assert threads == {"reader_0"}
+    for number in (1, 4):
+        alone = Set(tmp_path, "images", tmp_path / "rows.parquet", on_bad_row="skip", shuffle_blocks=1)
+        assert alone.batch(number) == batches[number]
+    assert ahead.queue.stats()["bad_rows"] == len((tmp_path / "run" / BAD_ROWS).read_text().splitlines()) == 4
+
+
+def test_fewer_rows_than_a_batch_make_whole_batches_and_one_line_of_a_bad_row(tmp_path):
+    """Two ranks, two rows, one of them bad: four records a batch, each with noise of its own."""
+
+    def spoil(rows):
+        rows[2:] = []
+        rows[1] = RenderedRow({"image": b"no picture"}, rows[1].columns)
+
+    path = spoiled_set(tmp_path / "set", "images", spoil)
+    ranks = [Set(tmp_path, "images", path, on_bad_row="skip") for _ in range(2)]
+    found = [group for rank in (0, 1) for group in groups(ranks[rank].batch(0, rank, 2))]
+    assert [group.ordinal for group in found] == [0, 1, 2, 3] and len({group.seed for group in found}) == 4
+    assert {group.prompt for group in found} == {render_rows("images", 8)[0].columns["caption"]}
+    alone = Set(tmp_path / "alone", "images", path, on_bad_row="skip")
+    assert alone.batch(0) == [group.to_bytes() for group in found]
+    for folder in (tmp_path, tmp_path / "alone"):
+        lines = (folder / "run" / BAD_ROWS).read_text().splitlines()
+        assert len(set(lines)) == 1 and json.loads(lines[0])["where"].endswith("line 2")
+    assert len((tmp_path / "alone" / "run" / BAD_ROWS).read_text().splitlines()) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_starts(tmp_path):
+    path = write_set(tmp_path / "set", "images", "jsonl")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DataError, match=r"data\.latent_cache = .*file.* cannot be written: a file is there; name"):
+            check_data(offline_config(tmp_path, "images", path, latent_cache=str(place)))
+        with pytest.raises(DataError, match="cannot be written"):
+            Set(tmp_path, "images", path, latent_cache=str(place))
 
 
 def test_a_set_of_bad_rows_ends_the_run_even_then(tmp_path):
