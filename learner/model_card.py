@@ -6,12 +6,30 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from configs.data import OnlineData
 from configs.model import FLOW_FAMILIES
 from configs.schema import AtelierConfig
+from configs.scorers import StepAwareScorer
 from learner.loading_code import base_lines, lora_lines
 from rollout.assets import MINIATURE
 
 _MINIATURE_PLACE = "rollout/miniature/pipeline"  # where the bundled model lies in the repository
+METHODS = {
+    "spo": "step-wise preference optimisation (SPO)",
+    "d3po": "D3PO",
+    "ddpo": "DDPO",
+    "simpo": "SimPO",
+    "dpo": "Diffusion-DPO",
+    "mapo": "MaPO",
+    "sft": "supervised fine-tuning",
+}
+"""`learner.objective.type` in words."""
+_ROLLED_OUT = {
+    "stepwise": "pairs of denoising steps",
+    "final_pairs": "finished pictures",
+    "trajectory": "whole trajectories",
+}
+_ON_DISK = {"pairs": "preference pairs of a data set", "images": "captioned pictures of a data set"}
 
 
 def model_card(
@@ -35,8 +53,7 @@ def model_card(
         [
             _front_matter(base, "full-fine-tuning" if full else "lora"),
             f"# {name}\n",
-            f"{what} post-trained to a taste with step-wise preference optimisation: {steps} optimiser "
-            "steps on preference pairs that the model drew itself and a step-aware preference model judged.\n",
+            f"{what} post-trained to a taste by {_method(config)}: {steps} optimiser steps on {_source(config)}.\n",
             f"{'Network' if full else 'Adapter'} sha256: `{adapter_sha256}`\n",
             _usage(config, base, without_kohya),
             "## Results\n",
@@ -47,6 +64,23 @@ def model_card(
             f"```json\n{_configuration(config)}\n```\n\n</details>\n",
         ]
     )
+
+
+def _method(config: AtelierConfig) -> str:
+    if config.learner.objective.type == "spo" and getattr(config.rollout.sampler, "block_length", 1) > 1:
+        return "multi-step preference optimisation (MSPO)"
+    return METHODS[config.learner.objective.type]
+
+
+def _source(config: AtelierConfig) -> str:
+    if not isinstance(config.data, OnlineData):
+        return _ON_DISK[config.data.type]
+    scorer = config.rollout.scorer
+    judge = f"the scorer `{scorer.type}`"
+    if isinstance(scorer, StepAwareScorer):
+        trained = scorer.checkpoint is not None or scorer.clip == MINIATURE
+        judge = "a step-aware preference model" if trained else "a CLIP preference model"
+    return f"{_ROLLED_OUT[config.rollout.sampler.type]} that the model drew itself and {judge} judged"
 
 
 def _front_matter(base: str, tag: str) -> str:
@@ -117,15 +151,19 @@ def _results(config: AtelierConfig, before: Mapping[str, float], after: Mapping[
         for metric in before
         if metric in after
     ]
+    aim = "The reward is what the training aimed at; the other measures were not part of it."
+    if not isinstance(config.data, OnlineData):
+        aim = "No measure was part of the training."
     return (
         f"On the first {evaluation.num_prompts} held-out prompts, seeds {evaluation.seed} onwards, the same before and "
-        "after. The reward is what the training aimed at; the other measures were not part of it.\n\n"
+        f"after. {aim}\n\n"
         "| measure | before | after | difference |\n|---|---:|---:|---:|\n" + "".join(rows)
     )
 
 
 def _settings(config: AtelierConfig, steps: int) -> str:
     lora, learner, sampler, noise = config.model.lora, config.learner, config.rollout.sampler, config.noise
+    online = isinstance(config.data, OnlineData)
     trained = {
         "rank, alpha": f"{lora.rank}, {lora.scale_numerator:g}",
         "target modules": ", ".join(lora.target_modules),
@@ -136,9 +174,8 @@ def _settings(config: AtelierConfig, steps: int) -> str:
         "learning rate": f"{learner.optimizer.lr:g}, {learner.optimizer.decay}",
         "objective": _listed(learner.objective.model_dump()),
         "prompts in a batch": learner.groups_per_batch,
-        "sampling": _listed(sampler.model_dump()),
+        **({"sampling": _listed(sampler.model_dump()), "schedule": config.schedule.type} if online else {}),
         "denoising steps, eta, guidance": f"{noise.num_steps}, {noise.eta:g}, {noise.guidance_scale:g}",
-        "schedule": config.schedule.type,
         "seed": config.run.seed,
     }
     lines = [f"| {key} | {value} |\n" for key, value in rows.items()]

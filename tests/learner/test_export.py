@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs import AtelierConfig
+from configs.load import load_config
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.schema import RunSection
 from learner.export import export_lora, trained_shapes
+from learner.model_card import METHODS, model_card
+from learner.objectives import OBJECTIVES
 from rollout.adapter import adapter_checksum
 from rollout.policy import DiffusionPolicy, load_policy
 from tests.tiny import tiny_pipeline
@@ -147,3 +150,30 @@ def test_the_model_card_says_what_it_is_and_how_to_use_it(base: Path, tmp_path: 
     settings = json.loads(card.split("```json\n")[1].split("```")[0])
     assert settings["noise"]["num_steps"] == 20
     assert str(tmp_path / "lora") not in card and "dir" not in settings["run"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], "by step-wise preference optimisation (SPO): 7 optimiser steps on pairs of denoising steps that the model "
+             "drew itself and a step-aware preference model judged."),
+        (["rollout.sampler.block_length=4"], "by multi-step preference optimisation (MSPO): 7 "),
+        (["rollout.scorer.clip=/models/PickScore_v1"], "drew itself and a CLIP preference model judged."),
+        (["learner.objective.type=ddpo", "rollout.sampler.type=trajectory",
+          "rollout.scorer={type: clip_score, clip: /models/clip}"],
+         "by DDPO: 7 optimiser steps on whole trajectories that the model drew itself and the scorer `clip_score` "
+         "judged."),
+        (["learner.objective.type=mapo", "data={type: pairs, path: pairs}"],
+         "by MaPO: 7 optimiser steps on preference pairs of a data set."),
+        (["learner.objective.type=sft", "data={type: images, path: curated}"],
+         "by supervised fine-tuning: 7 optimiser steps on captioned pictures of a data set."),
+    ],
+)  # fmt: skip
+def test_the_card_says_how_it_was_trained(settings: list[str], words: str) -> None:
+    config = load_config("quickstart", settings)
+    ends = {"reward": 1.0}
+    card = model_card(config, adapter_sha256="0", steps=7, before=ends, after=ends, without_kohya=None)
+    assert words in card
+    online = config.data.type == "online"
+    assert ("| sampling |" in card) == ("what the training aimed at" in card) == online
+    assert METHODS.keys() == OBJECTIVES.keys()
