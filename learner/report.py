@@ -30,7 +30,7 @@ def update_metrics(result: UpdateResult | None, pairs: int, lr: float) -> dict[s
     if result is None:
         return metrics
     metrics |= {_tag(name): value for name, value in result.means.items()}
-    return metrics | {"loss/grad_norm": result.grad_norm}
+    return metrics | {"loss/grad_norm": result.grad_norm, "loss/grad_rms_over_eps": result.grad_rms_over_eps}
 
 
 def _tag(name: str) -> str:

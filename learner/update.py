@@ -49,6 +49,8 @@ class UpdateResult:
     """Loss and metrics of the objective, averaged over the update's pairs; `count/<range>` are pairs by timestep."""
     grad_norm: float
     """Before clipping; not finite when the update was skipped."""
+    grad_rms_over_eps: float
+    """Root mean square of the clipped gradient over AdamW's eps: towards 1 and below, eps shortens the steps."""
     offenders: tuple[str, ...]
     """Prompt and seed of this rank's pairs with a non-finite loss."""
 
@@ -75,6 +77,7 @@ class Updater:
         self._engine = engine
         self._settings = settings
         self._world = world
+        self._trained = sum(getattr(p, "ds_numel", p.numel()) for _, p in policy.trainable_parameters())
         self._reader = build_reader(Setting(policy, settings, seed, decoder))
 
     def plan(self, dealt: Sequence[list[PairIndex]]) -> list[UpdatePlan]:
@@ -103,7 +106,9 @@ class Updater:
             _add(sums, _buckets(batch.timestep), batch.weight)
         grad_norm = apply_update(self._engine, lr)
         means = reduce_means(sums, plan.global_pairs, self._policy.device)
-        return UpdateResult(means, grad_norm, tuple(offenders))
+        seen = min(grad_norm, self._settings.optimizer.max_grad_norm) if math.isfinite(grad_norm) else grad_norm
+        rms = seen / math.sqrt(self._trained) / self._settings.optimizer.eps
+        return UpdateResult(means, grad_norm, rms, tuple(offenders))
 
     def _evaluate(self, batch: Batch, offenders: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
         found = self._reader.evaluate(batch, self._engine)

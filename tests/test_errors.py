@@ -202,7 +202,9 @@ def bad_score(place: Place) -> None:
 
 def bad_loss(place: Place) -> None:
     single_process_group(place.folder)
-    result = UpdateResult(means={}, grad_norm=float("nan"), offenders=("prompt 'x' (seed 3)",))
+    result = UpdateResult(
+        means={}, grad_norm=float("nan"), grad_rms_over_eps=float("nan"), offenders=("prompt 'x' (seed 3)",)
+    )
     _refuse_nonfinite(Counters(batch=1, step=2, skipped_updates=1), result, 1)
 
 

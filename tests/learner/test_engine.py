@@ -123,6 +123,8 @@ def assert_same_run(one, two):
     for step, line in wanted_lines.items():
         for tag in ("loss/total", "loss/grad_norm", "pairs/trained", "ratio/win_mean", "pairs/per_group"):
             assert lines[step].get(tag) == pytest.approx(line.get(tag), abs=1e-4), (step, tag)
+        if (seen := line.get("loss/grad_rms_over_eps")) is not None:  # else an update without pairs
+            assert lines[step]["loss/grad_rms_over_eps"] == pytest.approx(seen, rel=1e-2), "of whole tensors"
 
 
 @pytest.mark.parametrize(("kind", "whole"), [("resumed", 3), ("full resumed", ("full", 3))])

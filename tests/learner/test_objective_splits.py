@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -75,7 +76,10 @@ def one_update(config, groups, padding):
     (plan,) = updater.plan(split_updates(groups, 0, 1))
     result = updater.run(groups, replace(plan, micro_batches=plan.micro_batches + padding), LR, step=0)
     assert not result.skipped and result.grad_norm > 0
-    return result, gather_trained(engine, policy)
+    weights = gather_trained(engine, policy)
+    root_mean_square = min(result.grad_norm, 1.0) / math.sqrt(sum(tensor.numel() for tensor in weights.values()))
+    assert result.grad_rms_over_eps == pytest.approx(root_mean_square / 1e-8)
+    return result, weights
 
 
 @pytest.mark.parametrize("name", CASES)
