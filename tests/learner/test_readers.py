@@ -183,6 +183,21 @@ def test_a_step_lowers_the_winner_s_error(policy, pipeline, case):
         assert value(reader.evaluate(batch, policy.network)) < before
 
 
+@pytest.mark.parametrize("reference_at", ["worker", "learner"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_step_wise_pair_costs_one_row_where_its_halves_share_a_state(policy, pipeline, shared, reference_at):
+    """Rows through the network itself, each as two of them: guidance's. The reference costs none that workers made."""
+    reader = reader_of(policy, pipeline, {"type": "spo"}, reference_at=reference_at)
+    batch = reader.collate([sampled_group(policy, 0, 3, shared=shared)], [(0, 0), (0, 1), (0, 2)], step=0)
+    rows = []
+    hook = policy.network.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    try:
+        reader.evaluate(batch, policy.network)
+    finally:
+        hook.remove()
+    assert rows == [2 * 3 * (1 if shared else 2)] * (1 if reference_at == "worker" else 2)
+
+
 @pytest.mark.parametrize("decode", ["present", "x0"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_step_wise_pair_takes_the_pixel_term(policy, pipeline, decode, shared):
