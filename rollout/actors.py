@@ -25,7 +25,9 @@ def actor_name(role: str, run_name: str) -> str:
 def control_options(name: str | None = None, *, max_concurrency: int = 1000) -> dict[str, Any]:
     """Ray options of an actor that only coordinates: on the caller's node, no CPU, no GPU, restarted when it dies.
 
-    Calls in flight are repeated after a restart, so every method must bear being repeated.
+    Calls in flight are repeated after a restart, so every method must bear being repeated. The caller's node is no
+    mere wish, since Ray passes over a soft one where no CPU is asked for, and places the actor at random: on a rollout
+    node that may go at any time. Without its driver's node a run is over anyway.
     """
     here = ray.get_runtime_context().get_node_id()
     options: dict[str, Any] = {
@@ -34,7 +36,7 @@ def control_options(name: str | None = None, *, max_concurrency: int = 1000) -> 
         "max_task_retries": -1,
         "max_concurrency": max_concurrency,
         "runtime_env": {"env_vars": NO_GPU},
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
     }
     return options if name is None else {"name": name, "namespace": NAMESPACE, **options}
 

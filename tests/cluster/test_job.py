@@ -11,10 +11,11 @@ import pytest
 from learner.committed import list_committed
 from learner.summary import read_summary
 from tests.cluster.nodes import READY_SEC, Cluster, checkout
-from tests.learner.command import tiny_settings
+from tests.learner.command import ROOT, tiny_settings
 from tests.polling import until
 
 WORKER, RANK = "ray::RolloutWorkerActor", "ray::RayTrainWorker"
+CONTROL = ("ray::PoolActor", "ray::ReplayActor", "ray::MailboxActor", "ray::_TelemetryActor")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,18 @@ def test_a_job_needs_the_token_and_runs_from_what_was_uploaded(cluster, source):
     assert {"configs", "reward", "rollout", "learner"} <= names
     assert not names & {".venv", "runs", "tests", ".git"}
     assert sum(path.stat().st_size for path in upload.rglob("*") if path.is_file()) < 16 << 20
+
+
+@pytest.mark.timeout(3 * READY_SEC)
+def test_actors_that_coordinate_stay_with_the_driver_and_off_nodes_that_may_go(cluster):
+    guests = [cluster.add(name, "{}") for name in ("guest-1", "guest-2")]
+    command = [sys.executable, "-m", "tests.cluster.control_actors", cluster.address]
+    environment = cluster.environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=READY_SEC)
+    said = done.stdout.splitlines()  # Ray's own lines among them
+    assert "started elsewhere: 0" in said and "started again elsewhere: 0" in said, done.stdout + done.stderr
+    for guest in guests:
+        guest.kill()
 
 
 class Job:
@@ -93,6 +106,8 @@ def test_roles_on_nodes_of_their_own_that_come_and_go_then_stop_and_resume(clust
     job = Job(cluster, source, run_dir, "nodes-1", settings)
     job.until(lambda: job.batches() >= 1)
     assert first.pids(WORKER) and not learner.pids(WORKER) and not cluster.head.pids(WORKER)
+    for control in CONTROL:
+        assert cluster.head.pids(control) and not first.pids(control) and not learner.pids(control), control
     assert learner.pids(RANK) and not first.pids(RANK) and not cluster.head.pids(RANK)
 
     grown = scale(cluster, "2", "--run", "nodes")
