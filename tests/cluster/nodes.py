@@ -63,7 +63,6 @@ class Cluster:
         )  # fmt: skip
         self.head = self._start(
             "head", "--head", "--port=0", "--num-cpus=1", f"--dashboard-port={free_port()}",
-            f"--temp-dir={self._temporary}",
         )  # fmt: skip
         self.address = self.head.until_said(r"ray start --address='(\S+)'")[1]
         self.dashboard = self.head.until_said(r"http://127\.0\.0\.1:\d+")[0]
@@ -84,7 +83,12 @@ class Cluster:
         return node
 
     def _start(self, name: str, *arguments: str) -> Node:
-        common = [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=200000000"]
+        # A directory of its own, as on a machine of its own: Ray unpacks a job's upload there again for each node,
+        # and would take the working directory away from under what the other nodes run.
+        common = [
+            f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=200000000",
+            f"--temp-dir={self._temporary / str(len(self._nodes))}",
+        ]  # fmt: skip
         node = Node(self._folder / f"{name}.log", [*arguments, *common], self.environment())
         self._nodes.append(node)
         return node
@@ -99,7 +103,7 @@ class Cluster:
 
     def uploads(self) -> list[Path]:
         """Directories that jobs were sent to run in, as the cluster unpacked them."""
-        return sorted(self._temporary.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+        return sorted(self._temporary.glob("*/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
 
     def close(self) -> None:
         for node in reversed(self._nodes):
