@@ -41,7 +41,8 @@ class EngineSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage; 3 only where the frozen base does not fit on one device."""
     offload: Literal["none", "cpu"] = "none"
-    """Where optimiser state (and parameters under ZeRO-3) live."""
+    """Where optimiser state (and parameters under ZeRO-3) live. `cpu` needs a C++ compiler and ninja on the ranks'
+    nodes: DeepSpeed compiles its CPU Adam there at the first start, in about a minute."""
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """Collectives; `auto` is nccl where every rank has its own GPU, else gloo."""
     timeout_sec: float = Field(120.0, gt=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import wraps
@@ -25,6 +26,10 @@ PERSISTENT_ELEMENTS = 10_000
 """ZeRO-3 keeps smaller tensors whole on every rank: gathering each bias for each use costs more than it saves."""
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own most; it allocates a bucket whole, which for an adapter would be 2 GB of nothing."""
+
+
+class EngineError(ValueError):
+    """This node cannot do what the settings ask for; a restart would not change that."""
 
 
 class EngineSettings(Protocol):
@@ -55,7 +60,7 @@ def wrap_module(
 ) -> Any:
     """DeepSpeed engine over any module, on the process group that exists already; `parameters` (float32) are trained.
 
-    Raises RuntimeError without a process group.
+    Raises RuntimeError without a process group, EngineError where offload finds no compiler.
     """
     if not torch.distributed.is_initialized():
         raise RuntimeError("the engine needs an initialised torch.distributed process group")
@@ -66,15 +71,30 @@ def wrap_module(
     # first start: half a minute, and a lock file that a killed run leaves behind. Gloo is enough for an adapter.
     deepspeed.ops.__compatible_ops__ = {}
     assert all(parameter.dtype == torch.float32 for parameter in parameters), "trained weights are float32"
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        model_parameters=list(parameters),
-        config=deepspeed_config(settings, trained=sum(parameter.numel() for parameter in parameters)),
-        dist_init_required=False,
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=list(parameters),
+            config=deepspeed_config(settings, trained=sum(parameter.numel() for parameter in parameters)),
+            dist_init_required=False,
+        )
+    except Exception as error:
+        _explain_offload(settings.engine, error)
+        raise
     _keep_autocast(engine, module, device)
     engine.train()  # only dropout in the adapter tells this from the sampler's mode
     return engine
+
+
+def _explain_offload(engine: EngineSection, error: Exception) -> None:
+    """DeepSpeed compiles its CPU Adam on first use. Raises EngineError where that is what failed."""
+    missing = [name for name in (os.environ.get("CXX", "c++"), "ninja") if shutil.which(name) is None]
+    if engine.offload == "cpu" and missing:
+        raise EngineError(
+            f"engine.offload = cpu: DeepSpeed compiles its CPU Adam on the rank's node, and {' and '.join(missing)} "
+            f"cannot be found on {os.uname().nodename}; install a C++ compiler (or name it in $CXX) and ninja, "
+            f"or set offload to none"
+        ) from error
 
 
 def _keep_autocast(engine: Any, module: nn.Module, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from learner.committed import CheckpointError, list_committed
 from learner.datasets.books import BooksClient
 from learner.datasets.offline import open_offline_queue
 from learner.datasets.rows import DataError
+from learner.engine import EngineError
 from learner.evaluations import create_desk
 from learner.interfaces import Queue
 from learner.loop import train
@@ -46,7 +47,7 @@ def train_rank(given: dict[str, Any]) -> dict[str, Any]:
             resume_from=committed[-1] if committed else given["resume_from"],
             evaluate=evaluations,
         )
-    except (CheckpointError, DataError, FloatingPointError) as error:
+    except (CheckpointError, DataError, EngineError, FloatingPointError) as error:
         return {"error": str(error)}
     if result.finished:
         evaluations.wait(given_up=lambda: queue.stats()["closed"] is not None)  # a signal does not wait for them

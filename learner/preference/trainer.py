@@ -11,6 +11,7 @@ import torch
 from configs.spm import SpmConfig
 from learner.committed import CheckpointError, list_committed
 from learner.datasets.rows import DataError
+from learner.engine import EngineError
 from learner.preference.train import train_preference
 from learner.telemetry import Telemetry
 
@@ -34,7 +35,7 @@ def preference_rank(given: dict[str, Any]) -> dict[str, Any]:
         result = train_preference(
             rank, context.get_world_size(), config, metrics, device=device, resume_from=resume_from
         )
-    except (CheckpointError, DataError, FloatingPointError) as error:
+    except (CheckpointError, DataError, EngineError, FloatingPointError) as error:
         return {"error": str(error)}
     finally:
         if metrics is not None:
