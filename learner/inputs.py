@@ -37,11 +37,13 @@ def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
     from rollout.prompt_length import overlong_note
 
     check_data(config)
-    FAMILIES[config.model.family].check_kind(config.model.pretrained)
+    family = FAMILIES[config.model.family]
+    family.check_kind(config.model.pretrained)
     try:
         shapes = trained_shapes(config.model)  # reads the model's configuration, not its weights
     except (OSError, ValueError) as error:
         raise ValueError(f"{_model_words(config.model)}: {str(error).strip().splitlines()[0]}") from error
+    family.check_weights(config.model)
     check_init_lora(config.model, shapes)
     return overlong_note(config.model, prompts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from learner import main as command
 from tests.learner.command import Command, tiny_settings
+from tests.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,14 @@ def in_the_way(folder: Path) -> str:
     return f"run.dir={folder / 'file' / 'run'}"
 
 
+def cut_short(folder: Path, part: str, share: float) -> str:
+    """The first share of a file, as a download that broke off leaves it."""
+    pipeline = tiny_pipeline(folder / "pipeline")
+    [weights] = (pipeline / part).glob("*.safetensors")
+    os.truncate(weights, int(share * weights.stat().st_size))
+    return f"model.pretrained={pipeline}"
+
+
 BAD = {
     "unknown key": (lambda _: "learner.optimiser.lr=1", "did you mean learner.optimizer"),
     "wrong type": (lambda _: "learner.ranks=two", "learner.ranks = 'two': a whole number is wanted"),
@@ -51,6 +61,14 @@ BAD = {
     "foreign directory": (
         lambda folder: f"model.pretrained={folder}",
         ": no model_index.json there; it is not a diffusers pipeline",
+    ),
+    "network cut short": (
+        lambda folder: cut_short(folder, "unet", 0.99),
+        "unet/diffusion_pytorch_model.safetensors: cannot be read (truncated",
+    ),
+    "text encoder cut within its header": (
+        lambda folder: cut_short(folder, "text_encoder", 0.001),
+        "text_encoder/model.safetensors: cannot be read (truncated",
     ),
     "another family": (lambda _: "model.family=sdxl", "holds a StableDiffusionPipeline, which is another family"),
     "a file without configuration": (lambda _: "model.pretrained=/nowhere/sd.safetensors", "in model.config"),
@@ -75,6 +93,7 @@ def test_one_clear_error_and_nothing_left(settings, tmp_path, monkeypatch, capsy
     provoke, words = BAD[name]
     given = provoke(tmp_path)
     before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()  # what the preparation printed
     assert command.main([*settings, f"run.dir={tmp_path / 'runs' / 'run'}", given]) == 1
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: ") and said.count("error: ") == 1 and words in said, said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
 import socket
 import tarfile
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from configs.learner import AsyncSchedule, BestSection
+from configs.learner import AsyncSchedule, BestSection, EngineSection, OptimizerSection
 from configs.load import load_config
 from configs.model import ModelSection
 from configs.placement import compare, placement
@@ -23,6 +25,7 @@ from learner import cluster, connection, main
 from learner.best import keep_if_best
 from learner.checkpoint import load_checkpoint
 from learner.committed import MANIFEST, Counters, check_checkpoint, find_checkpoint
+from learner.engine import wrap_module
 from learner.evaluations import EvaluationDesk
 from learner.inputs import read_inputs
 from learner.loop import _refuse_nonfinite
@@ -111,6 +114,12 @@ def unwritable(place: Place) -> None:
 def in_another_encoding(place: Place) -> None:
     (place.folder / "p.txt").write_bytes(b"a disc\na \xff\n")
     place.inputs(f"prompts.source={place.folder / 'p.txt'}")
+
+
+def cut_short(place: Place) -> None:
+    pipeline = shutil.copytree(place.pipeline, place.folder / "cut")
+    os.truncate(pipeline / "vae" / "diffusion_pytorch_model.safetensors", 1000)
+    place.inputs(f"model.pretrained={pipeline}", "evaluation.measures=[]")
 
 
 def another_models_adapter(place: Place) -> None:
@@ -208,6 +217,16 @@ def bad_loss(place: Place) -> None:
     _refuse_nonfinite(Counters(batch=1, step=2, skipped_updates=1), result, 1)
 
 
+def nothing_compiles(place: Place) -> None:
+    single_process_group(place.folder)
+    place.monkeypatch.setenv("CXX", "/nowhere/c++")
+    place.monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(place.folder))
+    engine = EngineSection(offload="cpu")
+    settings = SimpleNamespace(optimizer=OptimizerSection(), engine=engine, micro_batch_pairs=1)
+    module = torch.nn.Linear(2, 2)
+    wrap_module(module, list(module.parameters()), settings, torch.device("cpu"))
+
+
 def foreign_adapter(place: Place) -> None:
     policy = Setup(place.pipeline).policy
     policy.load_adapter({"else": torch.zeros(1)}, "0" * 64)
@@ -276,6 +295,7 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     lambda place: place.inputs("model.family=sdxl", "evaluation.measures=[]"),
     lambda place: place.inputs("model.pretrained=/nowhere/sd.safetensors", "evaluation.measures=[]"),
     lambda place: place.inputs("model.lora.target_modules=[to_x]", "evaluation.measures=[]"),
+    cut_short,
     lambda place: place.inputs("model.init_lora=/nowhere/lora", "evaluation.measures=[]"),
     another_models_adapter,
     untrained_adapter,
@@ -305,6 +325,7 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     ),
     bad_score,
     bad_loss,
+    nothing_compiles,
     foreign_adapter,
     lambda place: refused_put(make_group(latent=(4, 4, 4))),
     lambda place: refused_put(make_group(adapter_sha256="1" * 64)),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from configs.model import ModelSection, NoiseSection
 from rollout.assets import SINGLE_FILE, pipeline_path
 from rollout.conditioning import Conditioning
-from rollout.families.loading import check_kind, check_tokenizers, read_pipeline
+from rollout.families.loading import check_kind, check_tokenizers, check_weights, read_pipeline
 from rollout.transition import NoiseSchedule
 
 _NEGATIVE = "negative_"
@@ -90,6 +90,12 @@ class PipelineFamily:
         """Raise ValueError for a directory or hub id that holds another family's pipeline. Reads its index alone."""
         if not pretrained.endswith(SINGLE_FILE):
             check_kind(cls.pipeline_classes(), pipeline_path(pretrained))
+
+    @classmethod
+    def check_weights(cls, model: ModelSection) -> None:
+        """Raise ValueError for a local file of weights that is cut short, or no such file. Reads headers alone."""
+        absent = set(cls.unused) | (set() if model.t5 else set(cls.without_t5()))
+        check_weights(pipeline_path(model.pretrained), absent, model.vae)
 
     @classmethod
     def without_t5(cls) -> dict[str, Any]:

@@ -6,18 +6,22 @@ diffusers fills missing weights with random ones and warns; here both missing an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from configs.model import ModelSection
 from rollout.assets import SINGLE_FILE
 from rollout.families.parts import module_classes, read_part
 from rollout.families.single_file import read_single_file
+
+_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+"""What `from_pretrained` reads of a part's directory, where no variant is asked for."""
 
 
 def read_pipeline(
@@ -62,6 +66,32 @@ def read_pipeline(
 def check_kind(classes: Sequence[Any], path: str) -> None:
     """Raise ValueError where `path` holds no pipeline, or one of another class than these."""
     _choose(classes, _read_index(path), path)
+
+
+def check_weights(path: str, absent: Collection[str], vae: str | None) -> None:
+    """Raise ValueError for a local .safetensors file that will be read and is not whole: its header tells its size.
+
+    `absent`: parts that are not read. `vae`: where the autoencoder is read instead, if elsewhere.
+    """
+    folder = Path(path)
+    files = [("model.pretrained", folder)] if path.endswith(".safetensors") and folder.is_file() else []
+    if folder.is_dir():
+        parts = set(module_classes(_read_index(path))) - set(absent) - ({"vae"} if vae else set())
+        files += [("model.pretrained", file) for part in sorted(parts) for file in _weight_files(folder / part)]
+    if vae:
+        files += [("model.vae", file) for file in _weight_files(Path(vae))]
+    for field, file in files:
+        try:
+            with safe_open(file, "pt"):
+                continue
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{field} {file}: cannot be read (truncated, or not a weights file): {error}; download it again"
+            ) from error
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.glob("*.safetensors")) if _WEIGHTS.fullmatch(file.name))
 
 
 def check_tokenizers(pipeline: Any, path: str) -> None:
