@@ -1,8 +1,8 @@
 """The learner's ranks under Ray Train, as the driver starts and follows them: without the model's libraries.
 
-driver ── LearnerThread ──► TorchTrainer ──► learner_rank × M ──► learner.rank.train_rank ──► learner.loop.train
+driver ── LearnerThread ──► RankTrainer ──► learner_rank × M ──► learner.rank.train_rank ──► learner.loop.train
 
-Torch itself comes into driver and Ray Train's controller with Ray's TorchTrainer, once that is made.
+Torch itself comes into driver and Ray Train's controller with Ray Train, once the trainer is made.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def rank_trainer(
 ) -> Any:
     """Ray Train over `body(given)`: a fixed number of ranks, restarted together when one is lost."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from learner.process_group import NodeTorchConfig  # ray.train reads its settings when it is imported
+    from learner.ray_trainer import RankTrainer
 
     resources = settings.resources
-    return TorchTrainer(
+    return RankTrainer(
         body,
         train_loop_config=given,
         torch_config=NodeTorchConfig(backend=backend(settings), timeout_s=math.ceil(settings.engine.timeout_sec)),

@@ -1,0 +1,20 @@
+"""Ray Train's TorchTrainer without its placement group cleaner. It reads its settings when it is imported."""
+
+from __future__ import annotations
+
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+
+class RankTrainer(TorchTrainer):
+    """Ranks that live as long as their controller, which Ray itself sees to.
+
+    Ray Train's cleaner asks the dashboard every second whether the controller lives, and ends the ranks where that does
+    not know of it. A local run's cluster has no dashboard, and the address where it would be may be another cluster's:
+    `ray start --head` on the same machine then cost a run its ranks. What the cleaner is for, a controller that was
+    killed, needs none: Ray ends the ranks with it, and their placement group with the driver, which fails then.
+    """
+
+    def _create_default_callbacks(self):  # type: ignore[no-untyped-def]  # as Ray has it
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]

@@ -1,0 +1,65 @@
+"""Ranks under Ray Train's controller, seen from the machine: nothing takes a living controller for dead, and a dead
+one's ranks end. Real Ray, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.learner.command import ROOT
+from tests.polling import until
+
+RANKS = """
+import sys
+from pathlib import Path
+from configs.spm import TrainingSection
+from learner import connection
+from learner.ranks import LearnerThread, rank_trainer
+
+def body(given):
+    import os, time
+    from ray.train import get_context
+    (Path(given["folder"]) / f"rank{get_context().get_world_rank()}").write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+connection.connect("local")
+folder = Path(sys.argv[1])
+training = TrainingSection(ranks=2, resources={"cpus": 0.5})
+thread = LearnerThread(rank_trainer(body, {"folder": str(folder)}, training, folder, max_failures=0))
+thread.start()
+thread.join()
+print(thread.error, flush=True)
+sys.stdin.read()  # until the test has looked
+"""
+
+
+def named(processes: list[psutil.Process], part: str) -> list[psutil.Process]:
+    """Those whose title has `part` in it."""
+    return [process for process in processes if process.is_running() and part in " ".join(process.cmdline())]
+
+
+@pytest.mark.timeout(400)
+def test_ranks_outlive_no_controller_and_nobody_but_ray_watches_it(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command, pipe = [sys.executable, "-c", RANKS, str(tmp_path)], subprocess.PIPE
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=pipe, stdout=pipe)
+    try:
+        started = [tmp_path / "rank0", tmp_path / "rank1"]
+        until(lambda: all(path.is_file() and path.read_text() for path in started), 200, str, run.poll)
+        ranks = [psutil.Process(int(path.read_text())) for path in started]
+        processes = psutil.Process(run.pid).children(recursive=True)
+        assert not named(processes, "PlacementGroupCleaner"), "it would end the ranks when it finds another cluster"
+        (controller,) = named(processes, "TrainController")
+        controller.send_signal(signal.SIGKILL)
+        assert run.stdout is not None
+        assert "died" in run.stdout.readline()
+        until(lambda: not any(rank.is_running() for rank in ranks), 60, lambda: str(ranks))
+    finally:
+        run.kill()  # its cluster ends with it
+        run.communicate()
