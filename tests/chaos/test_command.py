@@ -62,6 +62,21 @@ def assert_equals_whole(run_dir, whole):
     assert steps_of(run_dir, "loss/total") == list(range(1, 2 * BATCHES + 1)), "nor in TensorBoard"
 
 
+def assert_failed(run, *words):
+    """It ends with status 1 and these words, leaves no process, and what was committed stays."""
+    status, output = run.finish()
+    assert status == 1 and all(text in output for text in words), output
+    run.assert_no_orphans()
+    assert list_committed(run.run_dir)[1:]
+
+
+def assert_goes_on_as_whole(settings, run, whole):
+    """Resumed with the same settings it equals the run that nothing happened to."""
+    status, output = Command(settings, run.run_dir, "--resume", "auto").finish()
+    assert status == 0 and "Resuming after batch" in output, output
+    assert_equals_whole(run.run_dir, whole)
+
+
 def kill(run, role):
     """kill -9 of all processes of a role, once there are some."""
     pids = run.until(lambda: run.pids(TITLES[role]))
@@ -82,15 +97,14 @@ def test_ctrl_c_while_it_starts_leaves_nothing(settings, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_in_training_finishes_the_batch_and_saves(settings, whole, tmp_path):
-    run = Command([*settings, "run.name=ctrlc"], tmp_path / "run")
+    settings = [*settings, "run.name=ctrlc"]
+    run = Command(settings, tmp_path / "run")
     run.until(lambda: list_committed(run.run_dir)[1:])
     run.signal_group(signal.SIGINT)
     status, output = run.finish()
     assert status == 130 and "Stopped by SIGINT" in output and "--resume auto" in output, output
     run.assert_no_orphans()
-    status, output = Command([*settings, "run.name=ctrlc"], run.run_dir, "--resume", "auto").finish()
-    assert status == 0, output
-    assert_equals_whole(run.run_dir, whole)
+    assert_goes_on_as_whole(settings, run, whole)
 
 
 def has_saved(batch):
@@ -104,12 +118,11 @@ def has_saved(batch):
     ids=["training", "concluding"],
 )
 def test_kill_9_of_everything_and_resume_equals_whole(settings, whole, tmp_path, moment):
-    run = Command([*settings, "run.name=killed"], tmp_path / "run")
+    settings = [*settings, "run.name=killed"]
+    run = Command(settings, tmp_path / "run")
     run.until(lambda: moment(run))
     run.kill_everything()
-    status, output = Command([*settings, "run.name=killed"], run.run_dir, "--resume", "auto").finish()
-    assert status == 0 and "Resuming after batch" in output, output
-    assert_equals_whole(run.run_dir, whole)
+    assert_goes_on_as_whole(settings, run, whole)
     assert_checkpoints_equal(checkpoint_path(run.run_dir, BATCHES), checkpoint_path(whole, BATCHES))
 
 
@@ -159,11 +172,8 @@ def test_workers_that_die_as_soon_as_they_start_end_the_run(settings, tmp_path):
             killed.add(pid)
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.1)
-    status, output = run.finish()
-    assert status == 1 and "no rollout worker has been alive for" in output, output
-    assert STALLED in output and "rollout-0." in output and len(killed) > 1, output
-    run.assert_no_orphans()
-    assert list_committed(run.run_dir)[1:], "what was committed stays"
+    assert_failed(run, "no rollout worker has been alive for", STALLED, "rollout-0.")
+    assert len(killed) > 1
 
 
 @pytest.fixture
@@ -179,20 +189,16 @@ def disk(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not mounts_permitted(), reason="mounting is not permitted here")
 def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(settings, whole, disk):
-    run = Command([*settings, "run.name=full"], disk / "run")
+    settings = [*settings, "run.name=full"]
+    run = Command(settings, disk / "run")
     run.until(lambda: list_committed(run.run_dir)[1:])
     filler = disk / "filler"
     with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    status, output = run.finish()
-    assert status == 1 and "No space left on device" in output and "--resume auto" in output, output
-    run.assert_no_orphans()
-    assert list_committed(run.run_dir)[1:], "what was committed stays"
+    assert_failed(run, "No space left on device", "--resume auto")
     filler.unlink()
-    status, output = Command([*settings, "run.name=full"], run.run_dir, "--resume", "auto").finish()
-    assert status == 0 and "Resuming after batch" in output, output
-    assert_equals_whole(run.run_dir, whole)
+    assert_goes_on_as_whole(settings, run, whole)
 
 
 @pytest.mark.slow
@@ -202,7 +208,4 @@ def test_workers_that_all_hang_end_the_run_with_what_each_last_did(settings, tmp
     run.until(lambda: list_committed(run.run_dir)[1:])
     for pid in run.pids(TITLES["worker"]):
         os.kill(pid, signal.SIGSTOP)
-    status, output = run.finish()
-    assert status == 1 and STALLED in output and "rollout-0.1" in output, output
-    run.assert_no_orphans()
-    assert list_committed(run.run_dir)[1:], "what was committed stays"
+    assert_failed(run, STALLED, "rollout-0.1")
