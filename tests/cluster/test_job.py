@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -122,7 +123,8 @@ def test_roles_on_nodes_of_their_own_that_come_and_go_then_stop_and_resume(clust
     assert cluster.job("stop", "nodes-1").returncode == 0
     until(lambda: not cluster.head.pids("learner.main"), READY_SEC, job.logs)
     said = job.logs()
-    for text in ("step 2/", "a rollout worker died", "SIGTERM: finishing the batch", "Stopped by SIGTERM; go on with:"):
+    assert len(set(re.findall(r"^step (\d+)/20000", said, flags=re.MULTILINE))) > 2, said  # a line every ten seconds
+    for text in ("a rollout worker died", "SIGTERM: finishing the batch", "Stopped by SIGTERM; go on with:"):
         assert text in said, said
     until(lambda: not second.pids(WORKER) and not learner.pids(RANK), READY_SEC, lambda: f"orphans after:\n{said}")
     stopped = job.batches()
