@@ -2,6 +2,7 @@
 
 run.dir/best/adapter.safetensors   the weights as they were evaluated
 run.dir/best/best.json             which one it is, and its value
+run.dir/best/lora/, or model/      for other tools, once the run is over (learner.results)
 
 best.json is written last, with the adapter's checksum: one that does not fit its adapter is what a crash left behind.
 """

@@ -72,16 +72,18 @@ def export_lora(
     steps: int,
     before: Mapping[str, float],
     after: Mapping[str, float],
+    place: Path | None = None,
 ) -> ExportedLora:
     """Write the adapter of `policy.adapter_state()` in every form that its family has, and the card.
 
     Each file appears whole or not at all.
 
-    `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card.
+    `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card. `place`: the folder that
+    gets `lora/`, in place of the run's directory.
     Raises ValueError, before anything is written, naming what is missing, surplus, misshapen or not finite.
     """
     check_trained(state, config.model)
-    folder = config.run.path / "lora"
+    folder = (place or config.run.path) / "lora"
     if reason := without_kohya(sorted({name.rsplit(".lora_", 1)[0] for name in state}), config.model.family):
         logger.warning("no LoRA file under kohya's names: %s", reason)
     files = ExportedLora(

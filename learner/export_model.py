@@ -36,14 +36,16 @@ def export_model(
     steps: int,
     before: Mapping[str, float],
     after: Mapping[str, float],
+    place: Path | None = None,
 ) -> Path:
     """Write the pipeline with the weights of `policy.adapter_state()`; returns its folder, which appears whole or not.
 
-    `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card.
+    `steps` optimiser steps made it; `before` and `after` are its evaluation, for the card. `place`: the folder that
+    gets `model/`, in place of the run's directory.
     Raises ValueError, before anything is written, naming what is missing, surplus, misshapen or not finite.
     """
     check_trained(state, config.model)
-    folder = config.run.path / MODEL_FOLDER
+    folder = (place or config.run.path) / MODEL_FOLDER
     partial = folder.with_name(MODEL_FOLDER + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     path = pipeline_path(config.model.pretrained)

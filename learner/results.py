@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.data import OnlineData
 from configs.schema import AtelierConfig
-from learner.best import keep_if_best
+from learner.best import ADAPTER, FOLDER, keep_if_best, read_best
 from learner.cluster import Actors
 from learner.datasets.books import read_bad_rows
 from learner.export import export_lora
@@ -62,15 +62,12 @@ def conclude(
     ray.get(actors.telemetry.scalars.remote(step, after.scalars()))
     ray.get(actors.telemetry.images.remote(step, {"eval/before_after": picture}))
     ray.get(actors.telemetry.hparams.remote(flatten_config(config), after.scalars()))
+    best: Path | None = None
     if config.checkpoint.best is not None:
         keep_if_best(config.run.path, config.checkpoint.best, version, state, after.metrics)
+        best = _export_best(config, before)
     adapter = deserialise_adapter(state)
-    evaluated = {"before": before.metrics, "after": after.metrics}
-    exported: dict[str, Path] = (
-        {"model": export_model(adapter, config, steps=step, **evaluated)}
-        if config.model.trainable == "full"
-        else {"lora": export_lora(adapter, config, steps=step, **evaluated).folder}
-    )
+    exported = _export(adapter, config, steps=step, before=before.metrics, after=after.metrics)
     queue = actors.queue.stats()
     summary = Summary(
         steps=step,
@@ -98,9 +95,27 @@ def conclude(
         checkpoints=config.run.path / "checkpoints",
         differences=differences(before, after),
         drift=after.drift,
-        **exported,
+        best=best,
+        **{"model" if config.model.trainable == "full" else "lora": exported},
     )
     return words, int(changes_nothing(adapter))
+
+
+def _export(adapter: Mapping[str, Tensor], config: AtelierConfig, **about: Any) -> Path:
+    """As `config` trains it, an adapter or a whole network; returns the folder."""
+    if config.model.trainable == "full":
+        return export_model(adapter, config, **about)
+    return export_lora(adapter, config, **about).folder
+
+
+def _export_best(config: AtelierConfig, before: EvalResult) -> Path | None:
+    """The best weights for other tools, beside those that the run kept; None where none had a finite value."""
+    if (best := read_best(config.run.path)) is None:
+        return None
+    place = config.run.path / FOLDER
+    adapter = deserialise_adapter((place / ADAPTER).read_bytes())
+    measured = {best.metric: best.value}
+    return _export(adapter, config, steps=best.step, before=before.metrics, after=measured, place=place)
 
 
 def without_effect(adapter: Mapping[str, Tensor], before: EvalResult, after: EvalResult) -> str | None:

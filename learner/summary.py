@@ -128,12 +128,14 @@ def closing_text(
     differences: Mapping[str, Interval],
     lora: Path | None = None,
     model: Path | None = None,
+    best: Path | None = None,
     drift: Mapping[str, float] | None = None,
 ) -> str:
     """The last thing on the console: the result with its 95 % intervals, where the files are, and what to run next.
 
-    base: what was trained. lora, model: the exported folder, one of the two. differences: after - before, may
-    be empty. drift: as `EvalResult.drift`. Paths below the working directory are shown relative to it.
+    base: what was trained. lora, model: the exported folder, one of the two. best: that of the best weights, where some
+    were kept. differences: after - before, may be empty. drift: as `EvalResult.drift`. Paths below the working
+    directory are shown relative to it.
     """
     lines = ["", f"Finished {summary.steps} steps in {format_duration(summary.wall_sec)}.", ""]
     if summary.without_effect is not None:
@@ -158,6 +160,7 @@ def closing_text(
         "Before/after": _shown(grid),
         **({"LoRA": _shown(lora)} if lora is not None else {}),
         **({"Model": _shown(model)} if model is not None else {}),
+        **({"Best weights": _shown(best)} if best is not None else {}),
         "Checkpoints": _shown(checkpoints),
         "Summary": _shown(run_dir / "summary.json"),
     }

@@ -14,14 +14,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs import AtelierConfig
+from configs.learner import BestSection
 from configs.load import load_config
 from configs.model import LoraSection, ModelSection, NoiseSection
 from configs.schema import RunSection
-from learner.export import export_lora, trained_shapes
+from learner.best import keep_if_best
+from learner.export import diffusers_state, export_lora, trained_shapes
 from learner.model_card import METHODS, model_card
 from learner.objectives import OBJECTIVES
-from rollout.adapter import adapter_checksum
+from learner.results import _export_best
+from rollout.adapter import adapter_checksum, serialise_adapter
+from rollout.eval_result import EvalResult
+from rollout.init_lora import FILE_NAME
 from rollout.policy import DiffusionPolicy, load_policy
+from rollout.versions import AdapterVersion
 from tests.tiny import tiny_pipeline
 
 EVERY_KIND = ["to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "time_emb_proj", "conv_in"]
@@ -177,3 +183,18 @@ def test_the_card_says_how_it_was_trained(settings: list[str], words: str) -> No
     online = config.data.type == "online"
     assert ("| sampling |" in card) == ("what the training aimed at" in card) == online
     assert METHODS.keys() == OBJECTIVES.keys()
+
+
+def test_the_best_weights_are_exported_beside_those_that_were_kept(base: Path, tmp_path: Path) -> None:
+    config = configuration(base, tmp_path, LoraSection(rank=2))
+    before = EvalResult({"reward": 1.0, "judge/crisp": 0.5}, {}, np.zeros((0, 32, 32, 3), np.uint8), ())
+    assert _export_best(config, before) is None
+    state = trained_policy(config).adapter_state()
+    version = AdapterVersion(step=6, batch=3, attempt=0, sha256=adapter_checksum(state))
+    assert keep_if_best(tmp_path, BestSection(metric="reward"), version, serialise_adapter(state), {"reward": 2.0})
+    folder = _export_best(config, before)
+    assert folder == tmp_path / "best" / "lora" and not (tmp_path / "lora").exists()
+    found, wanted = load_file(folder / FILE_NAME), diffusers_state(state, config.model)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    card = (folder / "README.md").read_text()
+    assert ": 6 optimiser steps" in card and "| reward | 1 | 2 | +1 |" in card and "| judge/crisp |" not in card

@@ -139,7 +139,9 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     (named,) = [tag for tag in evaluated[-1] if tag.startswith("eval/step_aware-")]
     assert named == f"eval/{summary.eval.scorer}" and evaluated[-1][named] == evaluated[-1]["eval/reward"]
     best = max((line for line in evaluated if line.get("step") in (4, 8)), key=lambda line: line["eval/reward"])
-    assert read_best(run_dir).value == best["eval/reward"] and read_best(run_dir).step == best["step"]
+    kept = read_best(run_dir)
+    assert (kept.value, kept.step) == (best["eval/reward"], best["step"])
+    assert kept.sha256 in (run_dir / "best" / "lora" / "README.md").read_text() and "Best weights: " in output
     assert [line["step"] for line in evaluated if "diversity/across_vendi" in line] == [0, 4, 8]
     events = EventAccumulator(str(run_dir / "tb"), size_guidance={"images": 0})
     events.Reload()
@@ -148,7 +150,9 @@ def test_a_run_leaves_everything_where_it_says(whole_run, settings):
     assert "Changes of the pictures from the starting model" in output and "appearance/saturation" in output
     pretrained = next(text for text in settings if text.startswith("model.pretrained")).partition("=")[2]
     pipeline = StableDiffusionPipeline.from_pretrained(pretrained, safety_checker=None)
-    pipeline.load_lora_weights(run_dir / "lora")
+    for exported in (run_dir / "lora", run_dir / "best" / "lora"):
+        pipeline.load_lora_weights(exported)
+        pipeline.unload_lora_weights()
 
 
 @pytest.mark.timeout(2 * FINISH_SEC + 60)
