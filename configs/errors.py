@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -73,14 +73,23 @@ def _dotted(loc: Sequence[int | str], root: Sections) -> str:
 
 def _sentence(path: str, detail: Any, root: Sections) -> str:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
-    entry = find(root, path.split("[")[0])
-    info = entry.info if entry is not None else None
+    info = _info(path, root)
     if kind == "missing":
         return f"{path} is missing: {_wanted(info)}."
     if kind.startswith("union_tag"):
         value = context.get("tag", value)
     reason, fix = _reason(kind, value, context, info)
     return f"{path} = {_shown(value)}: {reason}. {fix}"
+
+
+def _info(path: str, root: Sections) -> FieldInfo | None:
+    """The field of a path, also of a section within a list; None for a key that the user chose."""
+    head, listed, rest = path.partition("[")
+    entry = find(root, head)
+    if entry is None or not listed or not (inner := rest.partition("]")[2].removeprefix(".")):
+        return entry.info if entry is not None else None
+    lists = [part for part in alternatives(entry.info.annotation) if get_origin(part) is list]
+    return _info(inner, sections_of(get_args(lists[0])[0])) if lists else entry.info
 
 
 def _reason(kind: str, value: Any, context: dict[str, Any], info: FieldInfo | None) -> tuple[str, str]:

@@ -151,12 +151,11 @@ def _unknown(data: Mapping[Any, Any], sections: Sections, prefix: str, root: Sec
             if isinstance(value, dict) and (inner := sections_of(fields[key].annotation)):
                 yield from _unknown(value, inner, f"{path}.", root)
             continue
-        owner = next((section for section in sections if key in section.model_fields), None)
-        if owner is not None:
+        if owners := [str(_variant(section)) for section in sections if key in section.model_fields]:
             here = prefix.rstrip(".")
             yield (
-                f"{path} = {value}: only {here}.type = {_variant(owner)} has this key, and {here}.type is "
-                f"{data.get('type')}. Leave the key out or change {here}.type."
+                f"{path} = {value}: only {here}.type = {' or '.join(owners)} {'has' if len(owners) == 1 else 'have'} "
+                f"this key, and {here}.type is {data.get('type')}. Leave the key out or change {here}.type."
             )
         else:
             yield f"unknown key {path}; did you mean {nearest(root, path, section=isinstance(value, dict))}?"

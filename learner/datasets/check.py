@@ -21,7 +21,15 @@ from PIL import ImageChops
 from pydantic import ValidationError
 
 from configs.data import ImageData, PairData
-from learner.datasets.examples import columns_of, example_of, form_and_files, open_table, table_of, undecided
+from learner.datasets.examples import (
+    columns_of,
+    example_of,
+    form_and_files,
+    open_table,
+    same_image,
+    table_of,
+    undecided,
+)
 from learner.datasets.images import decode_image
 from learner.datasets.pairs import open_pairs
 from learner.datasets.rows import DataError, PairRow
@@ -109,7 +117,7 @@ def _is_example(table: Table, block: int, offset: int, data: PairData | ImageDat
     pictures = [decode_image(encoded, f"{name} of {example.where}") for name, encoded in example.images]
     same = len(pictures) == 2 and pictures[0].size == pictures[1].size
     if same and ImageChops.difference(*pictures).getbbox() is None:
-        raise DataError(f"{example.where}: {example.images[0][0]} and {example.images[1][0]} show the same image")
+        raise DataError(f"{example.where}: {same_image(*(column for column, _ in example.images))}")
     return True
 
 

@@ -114,17 +114,24 @@ def columns_of(data: PairData | ImageData) -> list[str]:
 
 
 def example_of(row: Row, data: PairData | ImageData) -> Example:
-    """The example in a row. Raises BadRow for a row without one, and for a pair of unequal shapes."""
+    """The example in a row. Raises BadRow for a row without one, for a file twice, and for a pair of unequal shapes."""
     caption = row.text(data.caption)
     if isinstance(data, ImageData):
         return Example(row.where, caption, ((data.image, row.image(data.image)),))
     win, lose = ((name, row.image(name)) for name in _sides(row, data))
+    if win[1] == lose[1]:
+        raise BadRow(row.where, same_image(win[0], lose[0]))
     if data.unequal_shapes == "refuse":
         try:
             refuse_unequal_shapes(win, lose)
         except DataError as error:
             raise BadRow(row.where, str(error)) from error
     return Example(row.where, caption, (win, lose))
+
+
+def same_image(win: str, lose: str) -> str:
+    """Why a pair of these columns is bad."""
+    return f"{win} and {lose} show the same image: there is no preference between them"
 
 
 def open_table(data: OfflineData) -> Table:

@@ -27,7 +27,7 @@ from configs.data import ImageData, PairData
 from configs.schema import AtelierConfig
 from learner.agreement import on_every_rank
 from learner.datasets.books import BadRowNote, Books, CacheCounts
-from learner.datasets.examples import Example, Examples
+from learner.datasets.examples import Example, Examples, same_image
 from learner.datasets.images import decode_image, to_pixels
 from learner.datasets.latent_cache import LatentCache, autoencoder_sha256, make_directory
 from learner.datasets.rows import DataError
@@ -225,8 +225,7 @@ class OfflineQueue:
                     self._cache.put(data, latent)
             latents.append(latent)
         if len(latents) == 2 and torch.equal(latents[0], latents[1]):
-            names = " and ".join(column for column, _ in example.images)
-            raise BadRow(example.where, f"{names} show the same image: there is no preference between them")
+            raise BadRow(example.where, same_image(*(column for column, _ in example.images)))
         zeros = torch.zeros(1)
         return FinalGroup(
             ordinal=position,

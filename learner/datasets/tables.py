@@ -23,6 +23,9 @@ class BadRow(DataError):
         self.where = where
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[BadRow], tuple[str, str]]:
+        return type(self), (self.where, self.reason)  # it comes from the process that looks at a run's inputs
+
 
 @dataclass(frozen=True)
 class Row:

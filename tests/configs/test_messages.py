@@ -53,9 +53,16 @@ UNKNOWN = {
         "schedule.max_staleness_steps = 4: only schedule.type = async has this key, and schedule.type is sync. "
         "Leave the key out or change schedule.type."
     ),
+    "learner: {objective: {type: mapo, pixel: {weight: 1}}}": (
+        "learner.objective.pixel = {'weight': 1}: only learner.objective.type = spo or simpo or dpo or sft have this "
+        "key, and learner.objective.type is mapo. Leave the key out or change learner.objective.type."
+    ),
 }
 
 VALUES = {
+    "rollout: {sampler: {type: final_pairs, mixture: [{weight: -1}]}}": (
+        "rollout.sampler.mixture[0].weight = -1: it must be above 0. Set it to a number above 0, for instance 1.0."
+    ),
     "learner: {optimizer: {lr: '1e-5'}}": (
         "learner.optimizer.lr = '1e-5': a number is wanted. Write it without quotes."
     ),

@@ -31,6 +31,7 @@ CASES = {
     "ddpo": ({"type": "ddpo"}, WALKS),
     "pixel-simpo": ({"type": "simpo", "reduction": "mean", "beta": 100.0, "pixel": {"weight": 2.0}}, FINAL),
     "dpo": ({"type": "dpo", "beta": 100.0}, FINAL),  # 5000 multiplies the rounding of the errors
+    "pixel-dpo": ({"type": "dpo", "beta": 100.0, "pixel": {"weight": 2.0, "decode": "x0"}}, FINAL),
     "mapo": ({"type": "mapo"}, FINAL),
     "pixel-sft": ({"type": "sft", "reduction": "mean", "pixel": {"weight": 2.0}}, FINAL),
 }

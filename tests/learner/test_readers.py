@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from learner.noising import draw_noise
+from learner.objectives.pixel import implied_x0
 from learner.readers import Setting, build_reader
 from rollout.decoder import load_decoder
 from rollout.policy import load_policy
+from rollout.transition import transition
 from tests.learner.inprocess import small_config
 from tests.learner.ranks import sampled_group
 from tests.tiny import make_final_group, make_trajectory_group, tiny_pipeline
@@ -209,6 +211,71 @@ def test_a_step_wise_pair_takes_the_pixel_term(policy, pipeline, decode, shared)
     torch.testing.assert_close(found.losses.detach(), torch.full((3,), 1.5 * math.log(2)), rtol=0, atol=2e-3)
     found.losses.sum().backward()
     assert sum(float(p.grad.abs().sum()) for _, p in policy.trainable_parameters() if p.grad is not None) > 0
+
+
+def step_pairs(policy, pipeline, pixel=None):
+    """The reader of SPO, and three step-wise pairs whose winners and losers left one state."""
+    reader = reader_of(policy, pipeline, {"type": "spo", **({} if pixel is None else {"pixel": pixel})})
+    groups = [sampled_group(policy, n, 3) for n in (0, 1)]
+    return reader, reader.collate(groups, [(0, 0), (1, 1), (1, 2)], step=0)
+
+
+def gradients_of(policy, losses):
+    for _, parameter in policy.trainable_parameters():
+        parameter.grad = None
+    losses.sum().backward()
+    return [p.grad.clone() for _, p in policy.trainable_parameters() if p.grad is not None]
+
+
+def test_step_wise_terms_of_no_weight_leave_exactly_the_other_one(policy, pipeline):
+    def found(pixel):
+        reader, batch = step_pairs(policy, pipeline, pixel)
+        losses = reader.evaluate(batch, policy.network)
+        return losses, gradients_of(policy, losses.losses)
+
+    latent, gradients = found(None)
+    without, same = found({"weight": 0.0})
+    assert torch.equal(latent.losses, without.losses) and all(map(torch.equal, gradients, same))
+    alone, own = found({"weight": 0.5, "latent_weight": 0.0})
+    both, sums = found({"weight": 0.5})
+    torch.testing.assert_close(alone.losses.detach(), 0.5 * both.metrics["loss/pixel"])
+    for summed, of_latent, of_pixel in zip(sums, gradients, own, strict=True):
+        torch.testing.assert_close(summed, of_latent + of_pixel, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("decode", [None, "present", "x0"], ids=["latent", "pixels", "pixels of x0"])
+def test_a_step_on_a_step_wise_pair_brings_the_mean_nearer_to_the_winner(policy, pipeline, decode):
+    """Nearer than to the loser, where the term looks: in the latent, in decoded states, or in decoded x0."""
+    pixel = None if decode is None else {"weight": 1.0, "latent_weight": 0.0, "decode": decode}
+    reader, batch = step_pairs(policy, pipeline, pixel)
+    schedule, t, decoder = (
+        policy.schedule,
+        batch.timestep,
+        load_decoder(small_config(pipeline, pipeline.parent).model, CPU),
+    )
+    alpha, alpha_prev = (schedule.alphas_cumprod[at].reshape(-1, 1, 1, 1) for at in (t, schedule.next_timestep(t)))
+
+    def seen(landed):
+        if decode == "x0":
+            landed, _ = implied_x0(landed, batch.x_t, alpha, alpha_prev, schedule.sigma(t).reshape(-1, 1, 1, 1))
+        return landed if decode is None else decoder.decode(landed)
+
+    def margin():
+        """How much nearer the winner is than the loser, in variances of the step: [3] summed."""
+        with torch.no_grad():
+            output = policy.predict(batch.x_t, t, batch.conditioning)
+            mean = seen(transition(schedule, output, batch.x_t, t).mean)
+            far, near = (((seen(x) - mean) ** 2).flatten(1).mean(1) for x in (batch.x_prev_lose, batch.x_prev_win))
+            return float(((far - near) / schedule.sigma(t) ** 2).sum())
+
+    before = margin()
+    reader.evaluate(batch, policy.network).losses.mean().backward()
+    parameters = [p for _, p in policy.trainable_parameters() if p.grad is not None]
+    norm = torch.stack([p.grad.norm() for p in parameters]).norm()
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter -= 0.002 * parameter.grad / norm
+    assert margin() > before
 
 
 @pytest.mark.parametrize("name", ["simpo", "dpo", "sft", "mapo", "ddpo", "spo"])

@@ -35,6 +35,13 @@ def images(folder, *more):
     return [*more, "data.type=images", f"data.path={write_set(folder, 'images', 'folder', 2)}"]
 
 
+def write_again(folder):
+    """The pictures of a folder once more, under another ending."""
+    for file in (found := list(folder.glob("*.png"))):
+        file.with_suffix(".jpg").write_bytes(file.read_bytes())
+    return found
+
+
 def final(*more):
     return lambda _: [*more, "rollout.sampler.type=final_pairs"]
 
@@ -43,6 +50,11 @@ BAD = {
     "missing file": (lambda f: pair(f, win=png()), "rows.jsonl line 1: ", "lose.png: cannot be read: No such file"),
     "damaged picture": (
         lambda f: pair(f, png(), png()[:60]), "line 1: picture lose cannot be decoded", "set data.on_bad_row to skip"
+    ),
+    "equal images": (lambda f: pair(f, png(), png()), "line 1: win and lose show the same image", "on_bad_row"),
+    "one column twice": (
+        lambda f: [*images(f, "learner.objective.type=sft"), f"data.limit={len(write_again(f))}"],
+        ".jpg and .png both are column 'image'", "remove one",
     ),
     "unequal sizes": (lambda f: pair(f, png(), png((64, 32))), "win has 64 x 64 pixels and lose 64 x 32", "to crop"),
     "missing column": (lambda f: pair(f, png(), png(), caption=""), "line 1: no column 'caption'; there are:", "lose"),

@@ -16,6 +16,7 @@ from learner.datasets.examples import Examples
 from learner.datasets.offline import OfflineQueue, check_data
 from learner.datasets.rows import DataError
 from learner.datasets.tables import BadRow
+from learner.own_process import in_own_process
 from rollout.final_records import FinalGroup
 from rollout.miniature.dataset import RenderedRow, render_rows, write_rows
 from tests.learner.offline.sets import MeanEncoder, write_set
@@ -286,6 +287,15 @@ def test_the_books_go_on_after_a_restart(tmp_path):
     assert stats["bad_rows"] == 2 and stats["trained"] == stats["produced"] == 24 and stats["epoch_rows"] == 7
     restarted.report("rank 1", [], CacheCounts())
     assert restarted.stats()["epoch_rows"] == 7
+
+
+def test_a_bad_row_is_named_by_the_process_that_looks_at_the_inputs_too(tmp_path):
+    """As the command does it: what is raised comes back whole."""
+    bad = tmp_path / "rows.jsonl"
+    bad.write_text('{"caption": "x", "image": "gone.png"}\n')
+    with pytest.raises(BadRow, match=r"rows\.jsonl line 1: .*gone\.png: cannot be read: .*on_bad_row to skip") as found:
+        in_own_process(check_data, offline_config(tmp_path, "images", bad))
+    assert found.value.where.endswith("rows.jsonl line 1")
 
 
 def test_the_first_example_is_read_before_anything_starts(tmp_path):
