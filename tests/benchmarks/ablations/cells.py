@@ -11,15 +11,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from configs.load import load_config
 from configs.schema import AtelierConfig
-from reward import MINIATURE as SPM
 from reward.step_aware import WEIGHTS
 from reward.weights_file import weights_version
 from rollout.assets import MINIATURE_PIPELINE
 
+SPM = Path(__file__).parent / "preference_model"
+"""What cells that roll out are scored by: the miniature's preference model as it was when the first of them ran, kept
+so that the others compare with them. With another VERSION it can be the one that ships."""
 BUDGET = 5000
 """Evaluations of a network (see `meter.Meter`) that a cell spends on rolling out and learning."""
 MARKS = (0.25, 0.5)
@@ -92,6 +95,8 @@ class Cell:
         """
         values = merged(merged(base_settings(), self.settings), {"learner": {"max_batches": batches}})
         values["run"] = {"name": self.slug, "dir": run_dir, "seed": self.seed}
+        if self.data is None:
+            values = merged({"rollout": {"scorer": {"clip": str(SPM), "checkpoint": str(SPM / WEIGHTS)}}}, values)
         if self.data is not None:
             values["data"] = {"type": self.data, "path": data_path, "latent_cache": latent_cache}
         return AtelierConfig.model_validate(values)
@@ -99,7 +104,7 @@ class Cell:
 
 @cache
 def weights(scored: bool) -> dict[str, str]:
-    """Checksum of the network that is trained and, where pictures are scored, of the bundled preference model."""
+    """Checksum of the network that is trained and, where pictures are scored, of `SPM`."""
     network = {"network": weights_version(*sorted(MINIATURE_PIPELINE.rglob("*.safetensors")))}
     return network | ({"preference_model": weights_version(SPM / WEIGHTS)} if scored else {})
 

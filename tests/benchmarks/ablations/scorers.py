@@ -19,6 +19,7 @@ from reward.step_aware_scorer import StepAwareScorer, load_tokenizer
 from rollout.miniature.tokens import write_tokenizer
 from rollout.miniature.train_clip import SEED, STEPS, build_clip, train_clean
 from rollout.miniature.training import load_state
+from tests.benchmarks.ablations.cells import SPM
 
 WORK = Path("runs/ablations/plain")
 
@@ -41,8 +42,8 @@ class WithoutTime:
 
 
 def without_time() -> Scorer:
-    """The bundled step-aware weights, always told t = 0."""
-    return WithoutTime(StepAwareScorer.from_pretrained(MINIATURE, MINIATURE / WEIGHTS))
+    """The cells' step-aware weights, always told t = 0."""
+    return WithoutTime(StepAwareScorer.from_pretrained(SPM, SPM / WEIGHTS))
 
 
 def plain() -> Scorer:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from configs.load import load_config
-from reward import MINIATURE
+from reward.step_aware import WEIGHTS
 from reward.step_aware_scorer import StepAwareScorer
 from rollout.decoder import load_decoder
 from rollout.policy import load_policy
 from tests.benchmarks.ablations import pictures
-from tests.benchmarks.ablations.cells import Shown
+from tests.benchmarks.ablations.cells import SPM, Shown
 from tests.benchmarks.ablations.meter import Meter
 from tests.benchmarks.ablations.scorers import without_time
 
@@ -44,7 +44,7 @@ def test_without_time_a_scorer_reads_every_picture_as_a_clean_one():
     shown = Shown(captions=2, on_the_way=2)
     images, captions = pictures.crisp_renders(shown), pictures.captions(shown)
     late, clean = torch.full((4,), 500), torch.zeros(4, dtype=torch.int64)
-    step_aware = StepAwareScorer.from_pretrained(MINIATURE, MINIATURE / "step_aware.safetensors")
+    step_aware = StepAwareScorer.from_pretrained(SPM, SPM / WEIGHTS)
     assert torch.equal(without_time().score(images, captions, late), step_aware.score(images, captions, clean))
     assert not torch.allclose(step_aware.score(images, captions, late), step_aware.score(images, captions, clean))
 
