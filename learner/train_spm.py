@@ -40,6 +40,7 @@ from reward.step_aware import WEIGHTS
 from rollout.weights import write_atomically
 
 POLL_SEC = 0.5
+_ACCURACY = "eval/accuracy_t"
 
 
 class TrainingError(Exception):
@@ -131,9 +132,10 @@ def _follow(config: SpmConfig, run_dir: RunDir, signals: Signals) -> int:
         if (line := _progress(run_dir.path, training.max_steps)) != shown:
             shown = line
             say(line)
-    outcome: Mapping[str, Any] = thread.outcome or {}
+    outcome: dict[str, Any] = dict(thread.outcome or {})
     if error := thread.error or outcome.get("error"):
         raise TrainingError(f"{error}\nafter mending it: {resume}")
+    outcome["start_accuracy"] = _first_accuracy(run_dir.path)
     write_summary(config, outcome)
     say(_conclusion(config, outcome))
     return 0
@@ -151,6 +153,13 @@ def _progress(run_dir: Path, total: int) -> str:
         f"step {last['step']}/{total} · loss {float(last['loss/total']):.4f} · "
         f"accuracy {float(last['pairs/accuracy']):.3f} · {float(last['throughput/pairs_per_sec']):.1f} pairs/s"
     )
+
+
+def _first_accuracy(run_dir: Path) -> dict[int, float]:
+    """Timestep to accuracy before the run's first step; a rank that was restarted knows only that of its checkpoint."""
+    with (run_dir / "metrics.jsonl").open() as lines:
+        first = _json(lines.readline())
+    return {int(tag.removeprefix(_ACCURACY)): first[tag] for tag in first if tag.startswith(_ACCURACY)}
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def test_the_command_trains_on_two_ranks_under_ray(tmp_path: Path, capsys: pytes
     assert weights(tmp_path / "run")
     assert main(arguments) == 1 and "holds a run already" in capsys.readouterr().err
     assert main([*arguments, "training.max_steps=3", "--resume"]) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["counters"]["step"] == 3
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["counters"]["step"] == 3
+    assert summary["start_accuracy"]["701"] == lines[0]["eval/accuracy_t701"], "before the first step of all"
 
 
 @pytest.mark.slow
