@@ -209,9 +209,7 @@ def _rates_words(results: Sequence[Result]) -> str:
         f"""A method is run at each of {len(GRID)} peak rates with seed {RATE_SEED}, which no other cell has, and is
         measured on {pictures} pictures of other held-out captions and seeds. What counts is the share of
         pictures that are both crisp and as captioned: its rate is the lowest one whose share lies within one standard
-        error of the largest. A method whose grid
-        has not been run has the rate of SPO where it rolls out, of Diffusion-DPO where it reads pairs, of SFT where it
-        reads single pictures. A variant has its method's rate: SPO's ablations SPO's, blocks of several transitions
+        error of the largest. A variant has its method's rate: SPO's ablations SPO's, blocks of several transitions
         MSPO's, pixel variants that of the loss they vary. In per cent: both (crisp, captions right).{begins}"""
     )
 

@@ -23,18 +23,17 @@ RATE_SEED = 3
 """Of the runs that choose: none of SEEDS."""
 RATES = {
     "spo": 1e-3,
-    "mspo": 1e-3,
+    "mspo": 4e-4,
     "d3po": 1e-3,
-    "ddpo": 1e-3,
+    "ddpo": 4e-4,
     "dpo": 4e-4,
     "mapo": 4e-4,
     "simpo": 4e-4,
     "pixel-simpo": 1e-3,
     "sft": 1e-3,
-    "pixel-sft": 1e-3,
+    "pixel-sft": 2.5e-3,
 }
-"""By the rule, or, for a method whose grid has not been run, that of SPO (rollouts), Diffusion-DPO (pairs) or SFT
-(pictures). A variant has the rate of the method that it is a variant of."""
+"""By the rule (rates.py). A variant has the rate of the method that it is a variant of."""
 
 
 def stepwise(**sampler: Any) -> Settings:
