@@ -11,8 +11,8 @@ class RankTrainer(TorchTrainer):
 
     Ray Train's cleaner asks the dashboard every second whether the controller lives, and ends the ranks where that does
     not know of it. A local run's cluster has no dashboard, and the address where it would be may be another cluster's:
-    `ray start --head` on the same machine then cost a run its ranks. What the cleaner is for, a controller that was
-    killed, needs none: Ray ends the ranks with it, and their placement group with the driver, which fails then.
+    a run beside other clusters lost its ranks while its controller lived. What the cleaner is for, a killed
+    controller, needs none: Ray ends the ranks with it, and their placement group with the driver, which fails then.
     """
 
     def _create_default_callbacks(self):  # type: ignore[no-untyped-def]  # as Ray has it
