@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import heapq
 
-from rollout.ordinals import Chunk, ChunkPlan, Ledger
+from rollout.ordinals import Chunk, ChunkPlan, Ledger, OrdinalSet
 from rollout.versions import AdapterVersion
 
 
 class IssueBook:
     """Hands out chunks in the order of the stream: those given back first, then new ones.
 
-    What is finished is the queue's to say (`Ledger`): a chunk whose ordinals it knows is never issued, one of which an
-    ordinal is missing is issued again, whole.
+    What is finished is the queue's to say: a chunk whose ordinals its `Ledger` knows, or whose delivery it has
+    confirmed since (`finish`), is never issued; one of which an ordinal is missing is issued again, whole.
     """
 
     def __init__(self, plan: ChunkPlan) -> None:
@@ -20,6 +20,7 @@ class IssueBook:
         self._next = 0
         self._returned: list[int] = []
         self._in_flight: set[int] = set()
+        self._finished = OrdinalSet()  # chunks; a ledger of the same epoch may have been written before them
         self._done_below = 0
         self._known: frozenset[int] = frozenset()
         self.epoch: str | None = None
@@ -42,6 +43,8 @@ class IssueBook:
 
     def follow(self, ledger: Ledger) -> None:
         """Start over from what the queue knows; chunks in flight stay with their workers."""
+        if ledger.epoch != self.epoch:
+            self._finished = OrdinalSet(self._plan.index_of(ledger.done_below))
         self.epoch = ledger.epoch
         self._done_below, self._known = ledger.done_below, frozenset(ledger.known)
         self._returned = []
@@ -72,8 +75,9 @@ class IssueBook:
         return chunk
 
     def finish(self, chunk: Chunk) -> None:
-        """The queue has every group of the chunk."""
+        """The queue has every group of the chunk, in the epoch of the ledger in use."""
         self._in_flight.discard(chunk.index)
+        self._finished.update([chunk.index])
 
     def give_back(self, chunk: Chunk) -> None:
         """The chunk is to be issued again."""
@@ -82,4 +86,5 @@ class IssueBook:
             heapq.heappush(self._returned, chunk.index)
 
     def _is_settled(self, index: int) -> bool:
-        return all(n < self._done_below or n in self._known for n in self._plan.chunk(index).ordinals)
+        ordinals = self._plan.chunk(index).ordinals
+        return index in self._finished or all(n < self._done_below or n in self._known for n in ordinals)

@@ -69,6 +69,19 @@ def test_the_book_issues_what_the_queue_lacks_and_nothing_twice():
     assert [list(chunk.ordinals) for chunk in again if chunk] == [[4, 5], [6, 7], [10, 11]]
 
 
+def test_the_book_issues_no_finished_chunk_for_a_ledger_written_before_it_arrived():
+    book = IssueBook(ChunkPlan(2, 4))
+    written = Ledger("one", done_below=4, known=())
+    book.follow(written)
+    first = book.issue(version(1))
+    book.follow(written)  # the same again, by another way, while the only worker is busy
+    book.finish(first)
+    book.follow(written)
+    assert [list(book.issue(version(1)).ordinals), book.issue(version(1))] == [[6, 7], None]
+    book.follow(Ledger("two", done_below=4, known=()))  # the queue has lost it
+    assert list(book.issue(version(1)).ordinals) == [4, 5]
+
+
 def test_the_book_waits_for_the_batchs_own_version_and_stops_after_the_last():
     book = IssueBook(ChunkPlan(4, 4, max_batches=2))
     book.follow(Ledger("one", 0, ()))
