@@ -1,4 +1,4 @@
-"""What a run reads, looked at before anything starts: prompts, data set, the model's configuration, a first LoRA."""
+"""What a run reads, looked at before anything starts: prompts, data set, the model's configuration, scorers' files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def read_inputs(config: AtelierConfig) -> str | None:
 
 
 def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
-    """Data set, trained layers and a first LoRA fit the model; what should be known of `prompts`. Raises ValueError."""
+    """Data set, trained layers and a first LoRA fit the model, and nothing is cut short; what should be known of
+    `prompts`. Raises ValueError."""
     from learner.datasets.offline import check_data
     from learner.export import trained_shapes
+    from reward.scorer_files import check_scorer_files
     from rollout.families import FAMILIES
     from rollout.init_lora import check_init_lora
     from rollout.prompt_length import overlong_note
@@ -45,6 +47,8 @@ def check_model(config: AtelierConfig, prompts: tuple[str, ...]) -> str | None:
         raise ValueError(f"{_model_words(config.model)}: {str(error).strip().splitlines()[0]}") from error
     family.check_weights(config.model)
     check_init_lora(config.model, shapes)
+    check_scorer_files(config.rollout, "rollout")
+    check_scorer_files(config.evaluation, "evaluation")
     return overlong_note(config.model, prompts)
 
 

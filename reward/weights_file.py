@@ -7,16 +7,18 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reward.torchscript_file import is_torchscript, read_torchscript
 
 _LISTED = 20
+_PICKLE = b"\x80"
+"""How torch's files began before version 1.6; today they are zip archives, whose directory comes last."""
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -52,6 +54,29 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} is not a flat mapping from names to tensors")
     return state
+
+
+def check_whole(path: Path, field: str) -> None:
+    """Raise ValueError, naming `field`, for a file of weights that is cut short, or no such file.
+
+    Reads the header of a .safetensors file, which tells its size, or the directory at the end of torch's archive. Of a
+    file by a torch before 1.6 nothing but the first byte is looked at.
+    """
+    fault = None
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return
+        with open(path, "rb") as file:
+            begins = file.read(1)
+        if begins != _PICKLE and not is_zipfile(path):
+            fault = "neither torch's archive nor a pickle" if begins != b"P" else "its directory is missing"
+    except (OSError, SafetensorError) as error:
+        fault = str(error)
+    if fault:
+        raise ValueError(
+            f"{field} {path}: cannot be read (truncated, or not a weights file): {fault}; download it again"
+        )
 
 
 def folder_or_hub_id(place: Path | str, what: str) -> str:

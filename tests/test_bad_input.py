@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from learner import main as command
 from tests.learner.command import Command, tiny_settings
@@ -43,6 +43,21 @@ def cut_short(folder: Path, part: str, share: float) -> str:
     return f"model.pretrained={pipeline}"
 
 
+def scorer(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return f"rollout.scorer.checkpoint={folder / name}"
+
+
+def pickled_network(folder: Path) -> str:
+    """A pipeline whose network is in torch's own format, and cut short."""
+    pipeline = tiny_pipeline(folder / "pipeline")
+    [weights] = (pipeline / "unet").glob("*.safetensors")
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    os.truncate(weights.with_suffix(".bin"), weights.with_suffix(".bin").stat().st_size // 2)
+    return f"model.pretrained={pipeline}"
+
+
 BAD = {
     "unknown key": (lambda _: "learner.optimiser.lr=1", "did you mean learner.optimizer"),
     "wrong type": (lambda _: "learner.ranks=two", "learner.ranks = 'two': a whole number is wanted"),
@@ -70,6 +85,19 @@ BAD = {
         lambda folder: cut_short(folder, "text_encoder", 0.001),
         "text_encoder/model.safetensors: cannot be read (truncated",
     ),
+    "network of torch's own format cut short": (
+        pickled_network,
+        "unet/diffusion_pytorch_model.bin: cannot be read (truncated",
+    ),
+    "scorer cut short": (
+        lambda folder: scorer(folder, "spm.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}"),
+        "spm.safetensors: cannot be read (truncated",
+    ),
+    "a page in place of a scorer": (
+        lambda folder: scorer(folder, "spm.bin", b"<html>sign in</html>"),
+        "rollout.scorer.checkpoint",
+    ),
+    "no scorer": (lambda _: "rollout.scorer.clip=/nowhere/clip", "rollout.scorer.clip = /nowhere/clip: there is no"),
     "another family": (lambda _: "model.family=sdxl", "holds a StableDiffusionPipeline, which is another family"),
     "a file without configuration": (lambda _: "model.pretrained=/nowhere/sd.safetensors", "in model.config"),
     "foreign layers": (lambda _: "model.lora.target_modules=[to_x]", "model.lora.target_modules = ['to_x']"),

@@ -78,6 +78,9 @@ class Place:
     def inputs(self, *overrides: str) -> None:
         read_inputs(self.config(*overrides))
 
+    def scorer(self, **fields: object) -> None:
+        self.inputs(*(f"rollout.scorer.{name}={value}" for name, value in fields.items()), "evaluation.measures=[]")
+
     def parts(self) -> Parts:
         single_process_group(self.folder)
         return Parts(small_config(self.pipeline, self.folder))
@@ -120,6 +123,20 @@ def cut_short(place: Place) -> None:
     pipeline = shutil.copytree(place.pipeline, place.folder / "cut")
     os.truncate(pipeline / "vae" / "diffusion_pytorch_model.safetensors", 1000)
     place.inputs(f"model.pretrained={pipeline}", "evaluation.measures=[]")
+
+
+def scorer_cut_short(place: Place) -> None:
+    file = place.folder / "spm.bin"
+    torch.save({"weight": torch.zeros(64)}, file)
+    os.truncate(file, file.stat().st_size - 30)
+    place.scorer(checkpoint=file)
+
+
+def scorer_without_weights(place: Place) -> None:
+    folder = place.folder / "clip"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    place.scorer(clip=folder)
 
 
 def another_models_adapter(place: Place) -> None:
@@ -296,6 +313,11 @@ PROVOKED: tuple[Callable[[Place], object], ...] = (
     lambda place: place.inputs("model.pretrained=/nowhere/sd.safetensors", "evaluation.measures=[]"),
     lambda place: place.inputs("model.lora.target_modules=[to_x]", "evaluation.measures=[]"),
     cut_short,
+    scorer_cut_short,
+    lambda place: place.scorer(checkpoint="/nowhere/spm.bin"),
+    lambda place: place.scorer(clip="/nowhere/clip"),
+    lambda place: place.scorer(clip=place.folder),
+    scorer_without_weights,
     lambda place: place.inputs("model.init_lora=/nowhere/lora", "evaluation.measures=[]"),
     another_models_adapter,
     untrained_adapter,

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from configs.model import ModelSection
+from reward.weights_file import check_whole
 from rollout.assets import SINGLE_FILE
 from rollout.families.parts import module_classes, read_part
 from rollout.families.single_file import read_single_file
 
-_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
-"""What `from_pretrained` reads of a part's directory, where no variant is asked for."""
+_SAFETENSORS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+_PICKLES = re.compile(r"(diffusion_)?pytorch_model(-\d+-of-\d+)?\.bin")
+"""What `from_pretrained` reads of a part's directory where no variant is asked for; the second if none of the first."""
 
 
 def read_pipeline(
@@ -69,29 +71,25 @@ def check_kind(classes: Sequence[Any], path: str) -> None:
 
 
 def check_weights(path: str, absent: Collection[str], vae: str | None) -> None:
-    """Raise ValueError for a local .safetensors file that will be read and is not whole: its header tells its size.
+    """Raise ValueError for a local file of weights that will be read and is not whole, by its header or directory.
 
     `absent`: parts that are not read. `vae`: where the autoencoder is read instead, if elsewhere.
     """
     folder = Path(path)
-    files = [("model.pretrained", folder)] if path.endswith(".safetensors") and folder.is_file() else []
+    files = [("model.pretrained", folder)] if path.endswith(SINGLE_FILE) and folder.is_file() else []
     if folder.is_dir():
         parts = set(module_classes(_read_index(path))) - set(absent) - ({"vae"} if vae else set())
         files += [("model.pretrained", file) for part in sorted(parts) for file in _weight_files(folder / part)]
     if vae:
         files += [("model.vae", file) for file in _weight_files(Path(vae))]
     for field, file in files:
-        try:
-            with safe_open(file, "pt"):
-                continue
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{field} {file}: cannot be read (truncated, or not a weights file): {error}; download it again"
-            ) from error
+        check_whole(file, field)
 
 
-def _weight_files(folder: Path) -> Iterator[Path]:
-    return (file for file in sorted(folder.glob("*.safetensors")) if _WEIGHTS.fullmatch(file.name))
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*"))
+    kinds = ([file for file in files if kind.fullmatch(file.name)] for kind in (_SAFETENSORS, _PICKLES))
+    return next((found for found in kinds if found), [])
 
 
 def check_tokenizers(pipeline: Any, path: str) -> None:
