@@ -50,7 +50,8 @@ def load_as(schema: type[Schema], path: str | os.PathLike[str], overrides: Seque
     """`load_config` for any root of a configuration. Raises ConfigError."""
     file = _locate(os.fspath(path), schema)
     parsed = [parse_override(text, (schema,)) for text in overrides]
-    data = apply_overrides(_read(file), parsed)
+    given = _with_defaults(_read(file), (schema,), schema())  # a variant that is not named counts as named
+    data = apply_overrides(given, parsed)
     source = str(file) if file.parent != PRESET_DIR else f"{PRESET_DIR.name}/{file.name}"
     if parsed:
         source += " with overrides"

@@ -80,7 +80,7 @@ def _objective_has_its_data(config: AtelierConfig) -> Iterator[str]:
             f"where only parquet can be read a part at a time. Set data.format to parquet, or take data.split out."
         )
     sampler = config.rollout.sampler
-    if sampler != type(config.rollout)().sampler:
+    if sampler.type != type(config.rollout)().sampler.type:  # a preset's own settings for rollouts do no harm
         yield (
             f"rollout.sampler (type {sampler.type}) is set, and data.type = {kind}: nothing is rolled out, so that it "
             f"would have no effect. Take rollout.sampler out, or set data.type to online."

@@ -11,7 +11,7 @@ import pytest
 from configs import AtelierConfig, ConfigError, build_config, dump_config, load_config, preset_names, write_resolved
 from configs.learner import AsyncSchedule, SyncSchedule
 from configs.load import DEFAULT_PRESET, PRESET_DIR, load_as
-from configs.rollout import SigmaThreshold
+from configs.rollout import FinalPairsSampler, SigmaThreshold, StepwiseSampler
 from configs.spm import SpmConfig
 
 Load = Callable[..., AtelierConfig]
@@ -84,6 +84,17 @@ def test_a_new_type_drops_what_the_former_variant_had(load: Load) -> None:
         both = ["schedule.type=async", "schedule.max_staleness_steps=5"]
         config = load("schedule: {type: sync}", *(both[index] for index in order))
         assert config.schedule == AsyncSchedule(max_staleness_steps=5)
+
+
+def test_a_new_type_drops_what_a_variant_had_that_the_file_does_not_name(load: Load) -> None:
+    text = "rollout: {sampler: {threshold: 0.0}}"
+    assert load(text).rollout.sampler == StepwiseSampler(threshold=0.0)
+    assert load(text, "rollout.sampler.num_candidates=3").rollout.sampler == StepwiseSampler(
+        threshold=0.0, num_candidates=3
+    )
+    changed = load(text, "rollout.sampler.type=final_pairs", "learner.objective.type=simpo")
+    assert changed.rollout.sampler == FinalPairsSampler()
+    assert load(text, "data.type=images", "data.path=x", "learner.objective.type=sft").data.type == "images"
 
 
 def test_repeating_the_type_keeps_what_the_file_has(load: Load) -> None:
