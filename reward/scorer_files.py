@@ -8,7 +8,7 @@ from pathlib import Path
 from configs.base import Section
 from configs.scorers import ClipScoreScorer, PickScoreScorer, SingleScorer, StepAwareScorer
 from configs.tree import sections_of
-from reward.weights_file import check_whole, folder_or_hub_id
+from reward.weights_file import check_whole, folder_or_hub_id, weight_files
 
 _SCORERS = sections_of(SingleScorer)
 _FOLDERS, _FILES = ("clip", "tokenizer"), ("checkpoint", "head")
@@ -65,7 +65,7 @@ def _check_folder(field: str, place: str, *, weights: bool) -> None:
         raise ValueError(f"{field} = {place}: neither config.json nor tokenizer_config.json there; {_HINT}")
     if not weights:
         return
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    files = weight_files(folder)
     if not files:
         raise ValueError(f"{field} = {place}: no weights there (.safetensors or .bin); {_HINT}")
     for file in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import BadZipFile, is_zipfile
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from reward.torchscript_file import is_torchscript, read_torchscript
 
 _LISTED = 20
+_SAFETENSORS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+_PICKLES = re.compile(r"(diffusion_)?pytorch_model(-\d+-of-\d+)?\.bin")
 _PICKLE = b"\x80"
 """How torch's files began before version 1.6; today they are zip archives, whose directory comes last."""
 
@@ -54,6 +57,13 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"checkpoint {path} is not a flat mapping from names to tensors")
     return state
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """What a `from_pretrained` without a variant reads of `folder`: .safetensors, or .bin where there are none."""
+    files = sorted(folder.glob("*"))
+    kinds = ([file for file in files if kind.fullmatch(file.name)] for kind in (_SAFETENSORS, _PICKLES))
+    return next((found for found in kinds if found), [])
 
 
 def check_whole(path: Path, field: str) -> None:

@@ -6,7 +6,6 @@ diffusers fills missing weights with random ones and warns; here both missing an
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,10 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors import SafetensorError
 
 from configs.model import ModelSection
-from reward.weights_file import check_whole
+from reward.weights_file import check_whole, weight_files
 from rollout.assets import SINGLE_FILE
 from rollout.families.parts import module_classes, read_part
 from rollout.families.single_file import read_single_file
-
-_SAFETENSORS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
-_PICKLES = re.compile(r"(diffusion_)?pytorch_model(-\d+-of-\d+)?\.bin")
-"""What `from_pretrained` reads of a part's directory where no variant is asked for; the second if none of the first."""
 
 
 def read_pipeline(
@@ -79,17 +74,11 @@ def check_weights(path: str, absent: Collection[str], vae: str | None) -> None:
     files = [("model.pretrained", folder)] if path.endswith(SINGLE_FILE) and folder.is_file() else []
     if folder.is_dir():
         parts = set(module_classes(_read_index(path))) - set(absent) - ({"vae"} if vae else set())
-        files += [("model.pretrained", file) for part in sorted(parts) for file in _weight_files(folder / part)]
+        files += [("model.pretrained", file) for part in sorted(parts) for file in weight_files(folder / part)]
     if vae:
-        files += [("model.vae", file) for file in _weight_files(Path(vae))]
+        files += [("model.vae", file) for file in weight_files(Path(vae))]
     for field, file in files:
         check_whole(file, field)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*"))
-    kinds = ([file for file in files if kind.fullmatch(file.name)] for kind in (_SAFETENSORS, _PICKLES))
-    return next((found for found in kinds if found), [])
 
 
 def check_tokenizers(pipeline: Any, path: str) -> None:

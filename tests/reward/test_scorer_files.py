@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from configs.load import load_config
 from reward.scorer_files import check_scorer_files
@@ -48,8 +49,6 @@ def test_what_is_bundled_on_the_hub_or_elsewhere_is_not_looked_for():
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.bin", "w.pt"])
 def test_a_whole_file_passes_and_every_cut_of_it_does_not(tmp_path, name):
-    from safetensors.torch import save_file
-
     file = tmp_path / name
     state = {"weight": torch.arange(200.0)}
     if name.endswith("safetensors"):
