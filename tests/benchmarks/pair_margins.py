@@ -101,8 +101,7 @@ def collect(policy: DiffusionPolicy, groups: Iterator[tuple[PreferenceGroup, str
 
 
 def tabulate(found: Found, count: dict[str, int]) -> dict[str, dict[str, float]]:
-    """Finish -> walks, and by range the mean margin, the share above THRESHOLD and the mean detail gained, with its
-    standard error."""
+    """Finish -> walks, and by range the mean margin, the share above THRESHOLD, and the mean detail gained."""
     table = {}
     for finish, by_range in sorted(found.items()):
         row = {"walks": float(count[finish])}
