@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from configs.learner import EngineSection, OptimizerSection
 from rollout.policy import DiffusionPolicy
+from rollout.trainable import frozen_channels_last
 
 PERSISTENT_ELEMENTS = 10_000
 """ZeRO-3 keeps smaller tensors whole on every rank: gathering each bias for each use costs more than it saves."""
@@ -52,7 +53,11 @@ def build_engine(policy: DiffusionPolicy, settings: EngineSettings) -> Any:
     Raises RuntimeError without a process group.
     """
     parameters = [parameter for _, parameter in policy.trainable_parameters()]
-    return wrap_module(policy.network, parameters, settings, policy.device)
+    network = policy.network.to(memory_format=torch.contiguous_format)  # DeepSpeed broadcasts weights as flat bytes
+    engine = wrap_module(network, parameters, settings, policy.device)
+    if settings.engine.zero_stage < 3:  # ZeRO-3 keeps frozen weights, too, in flat parts
+        frozen_channels_last(network)
+    return engine
 
 
 def wrap_module(

@@ -21,7 +21,7 @@ from rollout.assets import pipeline_path
 from rollout.conditioning import Conditioning
 from rollout.families import FAMILIES, Family
 from rollout.init_lora import start_from_lora
-from rollout.trainable import FullWeights, LoraWeights, TrainedWeights, add_lora
+from rollout.trainable import FullWeights, LoraWeights, TrainedWeights, add_lora, frozen_channels_last
 from rollout.transition import NoiseSchedule
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -195,6 +195,9 @@ def assemble_policy(
         weights = FullWeights(family, resolve_dtype(model.dtype, device), device, reference=reference)
     if model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    for part in (network, family.vae):
+        if part is not None:
+            frozen_channels_last(part)
     return DiffusionPolicy(family, schedule.to(device), noise, shape, weights)
 
 

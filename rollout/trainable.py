@@ -119,6 +119,17 @@ def add_lora(network: Any, lora: LoraSection, seed: int) -> LoraWeights:
     return weights
 
 
+def frozen_channels_last(module: nn.Module) -> None:
+    """Lays the frozen convolutions' weights out channels last, in place; what they take and give then is too.
+
+    On a CPU the miniature's network is a fifth faster so (docs/benchmarks.md). Trained weights stay contiguous: views
+    of DeepSpeed's flat buffers.
+    """
+    for parameter in module.parameters():
+        if parameter.dim() == 4 and not parameter.requires_grad:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def inject_lora(network: Any, lora: LoraSection) -> None:
     """Put an untrained adapter on the layers that `lora` names, by peft: not every diffusers network has its own way.
 

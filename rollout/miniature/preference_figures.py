@@ -17,6 +17,7 @@ from torch import Tensor
 from reward.step_aware import StepAwarePreferenceModel
 from rollout.miniature.preference_data import Pairs, sample_pairs
 from rollout.miniature.train_denoiser import tokenise
+from rollout.miniature.training import low_precision
 
 SEED = 303
 GUIDANCE = 5.0
@@ -42,7 +43,7 @@ def predict(pipeline: StableDiffusionPipeline, pairs: Pairs, timesteps: Tensor, 
     """x0 predictions of both pictures of every pair, from the same noise, as a sampler shows them at `timesteps`."""
     vae, alphas = pipeline.vae, pipeline.scheduler.alphas_cumprod
     count = len(timesteps)
-    with torch.autocast("cpu", torch.bfloat16):
+    with low_precision():
         clean = vae.encode(torch.cat([pairs.first, pairs.second])).latent_dist.mean.float() * vae.config.scaling_factor
         noise = torch.randn(clean[:count].shape, generator=draw).repeat(2, 1, 1, 1)
         alpha = alphas[timesteps].repeat(2)[:, None, None, None]

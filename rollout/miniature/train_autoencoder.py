@@ -1,6 +1,6 @@
 """Trains the miniature's autoencoder on fresh renders: 64x64x3 pixels <-> 16x16x8 latents (AutoencoderKL, f = 4).
 
-    python -m rollout.miniature.train_autoencoder                 # ~20 minutes on 2 cores; goes on where it was stopped
+    python -m rollout.miniature.train_autoencoder                 # 20 minutes on 2 cores with AVX-512; resumes
     python -m rollout.miniature.train_autoencoder --steps 20000   # longer
 
 Most steps see 32x32 cuts around objects, the last fifth whole pictures. Loss: L1 and L2 weighted towards the objects +
@@ -26,6 +26,7 @@ from rollout.miniature.training import (
     MovingAverage,
     learning_rate,
     load_state,
+    low_precision,
     parameter_count,
     replace_folder,
     sample_batch,
@@ -127,7 +128,7 @@ def train(total_steps: int, batch_size: int, peak_rate: float) -> None:
     """Trains up to `total_steps`, from the saved state if there is one."""
     torch.manual_seed(SEED)
     WORK.mkdir(parents=True, exist_ok=True)
-    vae = build_autoencoder()
+    vae = build_autoencoder().to(memory_format=torch.channels_last)  # a fifth faster
     average = MovingAverage(vae, 0.998)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     state = WORK / "autoencoder.pt"
@@ -138,7 +139,7 @@ def train(total_steps: int, batch_size: int, peak_rate: float) -> None:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, peak_rate, 100, total_steps)
         pictures = training_pictures(step, batch_size, whole=step >= WHOLE_FROM * total_steps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with low_precision():
             posterior = vae.encode(pictures).latent_dist
             output = vae.decode(posterior.sample()).sample
         divergence = posterior.kl().float().mean() / posterior.mean[0].numel()

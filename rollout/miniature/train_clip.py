@@ -25,7 +25,7 @@ from reward.step_aware import unit
 from rollout.miniature.preference_data import sample_pairs, vary_pictures
 from rollout.miniature.tokens import MAX_TOKENS, write_tokenizer
 from rollout.miniature.train_denoiser import tokenise
-from rollout.miniature.training import WORK, learning_rate, load_state, parameter_count, save_state
+from rollout.miniature.training import WORK, learning_rate, load_state, low_precision, parameter_count, save_state
 
 SEED = 303
 STEPS, RATE = 1300, 1e-3
@@ -72,7 +72,7 @@ def train_clean(clip: CLIPModel, tokenizer: CLIPTokenizer, total_steps: int, sta
         pairs = sample_pairs(PAIRS_PER_STEP, f"{SEED}/clean/{step}")
         draw = torch.Generator().manual_seed(SEED + step)
         pixels = clip_pixels(vary_pictures(torch.cat([pairs.first, pairs.second]), draw), 64)
-        with torch.autocast("cpu", torch.bfloat16):
+        with low_precision():
             images = clip.get_image_features(pixels)
             texts = clip.get_text_features(tokenise(tokenizer, pairs.captions))
         images, texts = unit(features(images)), unit(features(texts))

@@ -1,6 +1,6 @@
 """Trains the miniature's denoiser and text encoder together, on latents of 40,000 pictures.
 
-    python -m rollout.miniature.train_denoiser                # over an hour on 2 cores; goes on where it was stopped
+    python -m rollout.miniature.train_denoiser                # over an hour on 2 cores with AVX-512; resumes
     python -m rollout.miniature.train_denoiser --steps 40000  # longer, better
 
 Needs work/miniature/vae (train_autoencoder). Plain epsilon prediction (arXiv:2006.11239) on Stable Diffusion 1.x's
@@ -33,6 +33,7 @@ from rollout.miniature.training import (
     MovingAverage,
     learning_rate,
     load_state,
+    low_precision,
     parameter_count,
     replace_folder,
     sample_batch,
@@ -120,7 +121,7 @@ def latent_cache(vae: AutoencoderKL, tokenizer: CLIPTokenizer, path: Path) -> di
     latents, texts, kinds = [], [], []
     for step in range(CACHE // 100):
         scenes, finishes, generator = sample_batch(SEED, step, 100)
-        with torch.autocast("cpu", torch.bfloat16):
+        with low_precision():
             mean = vae.encode(render(scenes, finishes, generator)).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).half())
         texts += [caption(scene) for scene in scenes]
@@ -142,7 +143,7 @@ def denoising_loss(
     noise = torch.randn(latents.shape, generator=draw)
     alpha = alphas[timesteps]
     noisy = alpha.sqrt()[:, None, None, None] * latents + (1 - alpha).sqrt()[:, None, None, None] * noise
-    with torch.autocast("cpu", torch.bfloat16):
+    with low_precision():
         condition = model["text"](tokens).last_hidden_state
         predicted = model["unet"](noisy, timesteps, condition).sample
     snr = alpha / (1 - alpha)
@@ -184,7 +185,7 @@ def sample(pipeline: StableDiffusionPipeline, texts: list[str], seed: int, batch
     """Pictures [B, 3, 64, 64] in [-1, 1] at the settings of the acceptance: guidance 5, 20 DDIM steps, eta 1."""
     draw, pictures = torch.Generator().manual_seed(seed), []
     for start in range(0, len(texts), batch_size):
-        with torch.autocast("cpu", torch.bfloat16):
+        with low_precision():
             result = pipeline(
                 texts[start : start + batch_size],
                 num_inference_steps=20,
@@ -216,7 +217,8 @@ def train(total_steps: int, batch_size: int, peak_rate: float, report_steps: int
     cache = latent_cache(vae, tokenizer, WORK / "latents.pt")
     odds, emptied = torch.tensor(FINISH_WEIGHTS)[cache["finish"]], torch.tensor(EMPTY_CAPTIONS)
     nothing, alphas = tokenise(tokenizer, [""]), build_scheduler().alphas_cumprod
-    model = nn.ModuleDict({"unet": build_denoiser(), "text": build_text_encoder(tokenizer)})
+    unet = build_denoiser().to(memory_format=torch.channels_last)  # a fifth faster
+    model = nn.ModuleDict({"unet": unet, "text": build_text_encoder(tokenizer)})
     average = MovingAverage(model, 0.999)
     optimiser = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=0.01)
     state = WORK / "denoiser.pt"

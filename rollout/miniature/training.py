@@ -24,6 +24,11 @@ def learning_rate(step: int, peak: float, warmup_steps: int, total_steps: int) -
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def low_precision() -> torch.autocast:
+    """Autocast to bfloat16 where the CPU has AVX-512; elsewhere it is emulated, slower than float32, which is kept."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
 class MovingAverage:
     """An exponential moving average of a module's weights; early on it follows faster, min(decay, (1+n)/(10+n))."""
 
