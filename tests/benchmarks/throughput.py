@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.throughput --model miniature            # what `make bench` runs on a CPU
     python -m tests.benchmarks.throughput --model sd15 --peak-tflops 989   # one H200 in bfloat16
+    python -m tests.benchmarks.throughput --contiguous   # without `rollout.trainable.frozen_channels_last`
 
 Rollout: 20 steps, k candidates, guidance 5, reference evaluated by the worker. Learner: forward and backward of the SPO
 loss on the pairs that the rollout gave. Operations are counted by torch's FlopCounterMode over one call of each part.
@@ -124,8 +125,17 @@ def measure_learner(policy: DiffusionPolicy, groups: list[PreferenceGroup], micr
     }
 
 
-def run(model: str, device: torch.device, *, prompts: int, k: int, micro_batch: int, max_batch: int) -> dict:
-    """Both measurements for `miniature`, `sd15` or `sdxl`."""
+def run(
+    model: str,
+    device: torch.device,
+    *,
+    prompts: int,
+    k: int,
+    micro_batch: int,
+    max_batch: int,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> dict:
+    """Both measurements for `miniature`, `sd15` or `sdxl`; `memory_format` of the convolutions' frozen weights."""
     sized = {"sd15": sd15_policy, "sdxl": sdxl_policy}
     with tempfile.TemporaryDirectory() as folder:
         if model in sized:
@@ -133,6 +143,9 @@ def run(model: str, device: torch.device, *, prompts: int, k: int, micro_batch: 
         else:
             policy, scorer = miniature(device)
     policy.max_batch = max_batch
+    if memory_format == torch.contiguous_format:
+        for part in (policy.network, policy._family.vae):
+            part.to(memory_format=memory_format)
     rollout, groups = measure_rollout(policy, scorer, prompts, k)
     learner = measure_learner(policy, groups, micro_batch)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -141,6 +154,7 @@ def run(model: str, device: torch.device, *, prompts: int, k: int, micro_batch: 
         "device": name,
         "torch": torch.__version__,
         "dtype": str(policy.network.dtype),
+        "memory_format": str(memory_format),
         "rollout": rollout,
         "learner": learner,
     }
@@ -155,10 +169,12 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--peak-tflops", type=float, help="the chip's rated rate, for the share of it")
+    parser.add_argument("--contiguous", action="store_true", help="frozen weights as PyTorch lays them out by itself")
     arguments = parser.parse_args()
     result = run(
         arguments.model, torch.device(arguments.device), prompts=arguments.prompts, k=arguments.k,
         micro_batch=arguments.micro_batch, max_batch=arguments.max_batch,
+        memory_format=torch.contiguous_format if arguments.contiguous else torch.channels_last,
     )  # fmt: skip
     if arguments.peak_tflops:
         for part in ("rollout", "learner"):

@@ -7,6 +7,7 @@ import torch
 
 import learner.engine
 from configs.learner import OptimizerSection
+from configs.model import LoraSection
 from learner.committed import list_committed
 from learner.engine import (
     accumulate,
@@ -182,6 +183,22 @@ def test_only_the_adapter_is_optimised(pipeline):
     trained = sum(p.numel() for group in engine.optimizer.bit16_groups for p in group)
     assert trained == sum(p.numel() for _, p in policy.trainable_parameters())
     assert not any(p.requires_grad for name, p in policy.network.named_parameters() if ".lora_" not in name)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_frozen_convolutions_are_channels_last_and_trained_ones_contiguous(pipeline, stage):
+    config = config_for(pipeline, pipeline.parent, 1, stage)
+    convolutions = config.model.model_copy(update={"lora": LoraSection(rank=2, target_modules=["conv1", "conv2"])})
+    policy = load_policy(convolutions, config.noise, "cpu", seed=0)
+
+    def layouts(module, trained):
+        found = [p for p in module.parameters() if p.dim() == 4 and min(p.shape[1:]) > 1 and p.requires_grad == trained]
+        assert found
+        return {p.is_contiguous(memory_format=torch.channels_last) for p in found}
+
+    assert layouts(policy.network, False) == {True} and layouts(policy._require_vae(), False) == {True}
+    build_engine(policy, config.learner)
+    assert layouts(policy.network, False) == {True} and layouts(policy.network, True) == {False}
 
 
 def test_offload_keeps_buffers_for_accumulation(pipeline):
