@@ -6,9 +6,8 @@
 # make ablations          do the objectives do what the papers say? Writes docs/ablations.md (an hour on two free cores)
 # make ablations QUICK=1  one seed of the essential cells (a quarter of an hour); both go on where they were stopped
 #
-# Each creates .venv first where it is missing, with the exact versions of constraints.txt (bytecode is left to the first
-# import: compiling everything takes a minute more). Those need Python 3.11 or newer; on 3.10, or to try newer
-# libraries: make test CONSTRAINTS=
+# Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
+# newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=
 # Another place or interpreter: make test VENV=/path/to/venv PYTHON=python3.12
 
 PYTHON ?= python3
@@ -42,5 +41,5 @@ chaos: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
+	$(PY) -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
 	touch $@

@@ -21,7 +21,8 @@ Everything together: {bytes:,} bytes.
 
 ## Rebuild
 
-On a CPU with two cores, about two hours; every command goes on where it was stopped (state in `work/miniature`).
+On two cores with AVX-512, about two hours; without it, where bfloat16 is emulated, the commands compute in float32 and
+take longer. Every command goes on where it was stopped (state in `work/miniature`).
 
 ```
 python -m rollout.miniature.world
