@@ -144,7 +144,7 @@ def run(
             policy, scorer = miniature(device)
     policy.max_batch = max_batch
     if memory_format == torch.contiguous_format:
-        for part in (policy.network, policy._family.vae):
+        for part in (policy.network, policy._require_vae()):
             part.to(memory_format=memory_format)
     rollout, groups = measure_rollout(policy, scorer, prompts, k)
     learner = measure_learner(policy, groups, micro_batch)
