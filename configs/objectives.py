@@ -27,8 +27,8 @@ class SpoObjective(Section):
     type: Literal["spo"] = "spo"
     beta: float = Field(10.0, gt=0)
     """Strength of the regularisation towards the reference (paper: 10)."""
-    clip: float = Field(0.1, gt=0, lt=1)
-    """Half width of the ratio's clip range (released settings: 0.1)."""
+    clip: float | None = Field(0.1, gt=0, lt=1)
+    """Half width of the ratio's clip range (released settings: 0.1). Unset: no clip, as the paper writes the loss."""
     pixel: PixelSection | None = None
     """Also, or only, in pixel space. Unset: in the latent only."""
 
@@ -97,8 +97,8 @@ class D3poObjective(Section):
     type: Literal["d3po"] = "d3po"
     beta: float = Field(0.1, gt=0)
     """Strength of the regularisation towards the reference (released settings: 0.1)."""
-    clip: float = Field(0.1, gt=0, lt=1)
-    """Half width of the ratio's clip range (released settings: 0.1)."""
+    clip: float | None = Field(0.1, gt=0, lt=1)
+    """Half width of the ratio's clip range (released settings: 0.1). Unset: no clip, as the paper writes the loss."""
 
 
 def with_default_type(name: str) -> Callable[[Any], Any]:

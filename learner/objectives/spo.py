@@ -1,6 +1,7 @@
-"""Step-wise preference optimisation: the clipped pair loss of SPO and MSPO (arXiv:2406.04314).
+"""Step-wise preference optimisation: the pair loss of SPO and MSPO (arXiv:2406.04314).
 
-With r = exp(log p_theta - log p_ref) of one half, clamped to [1 - clip, 1 + clip]:
+With r = exp(log p_theta - log p_ref) of one half, clamped to [1 - clip, 1 + clip] as the released code has it, or as it
+is, as the paper's equation has it:
 
     L = -log sigmoid(beta log r_win - beta log r_lose)
 
@@ -22,21 +23,23 @@ def spo_loss(
     ref_logp_lose: Tensor,
     *,
     beta: float,
-    clip: float,
+    clip: float | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each pair [T] (not reduced: the caller weights by the global count) and per-pair metrics [T].
 
     All inputs are float32 [T]. Metrics: `ratio/win`, `ratio/lose` (before clamping), `ratio/clamped` (1 where both
-    halves are outside the clip range, so that the pair gives no gradient), `pairs/accuracy` (1 where the policy has
+    halves are outside the clip range, so that the pair gives no gradient; 0 without one), `pairs/accuracy` (1 where the policy has
     moved towards the winner).
     """
-    ratio_win = torch.exp(logp_win - ref_logp_win)
-    ratio_lose = torch.exp(logp_lose - ref_logp_lose)
-    log_ratio_win = ratio_win.clamp(1 - clip, 1 + clip).log()
-    log_ratio_lose = ratio_lose.clamp(1 - clip, 1 + clip).log()
+    log_ratio_win, log_ratio_lose = logp_win - ref_logp_win, logp_lose - ref_logp_lose
+    ratio_win, ratio_lose = log_ratio_win.exp(), log_ratio_lose.exp()
+    clamped = torch.zeros_like(ratio_win, dtype=torch.bool)
+    if clip is not None:
+        log_ratio_win = ratio_win.clamp(1 - clip, 1 + clip).log()
+        log_ratio_lose = ratio_lose.clamp(1 - clip, 1 + clip).log()
+        clamped = ((ratio_win - 1).abs() > clip) & ((ratio_lose - 1).abs() > clip)
     loss = -F.logsigmoid(beta * (log_ratio_win - log_ratio_lose))
     with torch.no_grad():
-        clamped = ((ratio_win - 1).abs() > clip) & ((ratio_lose - 1).abs() > clip)
         metrics = {
             "ratio/win": ratio_win.detach(),
             "ratio/lose": ratio_lose.detach(),

@@ -43,9 +43,24 @@ def test_a_pair_with_both_ratios_clamped_has_no_gradient_and_one_clamped_half_ha
     assert metrics["ratio/clamped"].tolist() == [1.0, 0.0]
 
 
-def test_gradient_against_float64_differences():
+def test_without_a_clip_every_pair_has_a_gradient():
+    """log r_w = 0.3, log r_l = 0.5: log(1 + exp(2)) = 2.12692801; with a clip of 0.1 both are clamped to 1.1: ln 2."""
+    win, lose = (torch.tensor([value], requires_grad=True) for value in (0.3, 0.5))
+    assert loss_of(win, lose)[0].item() == pytest.approx(math.log(2), abs=1e-6)
+    loss, metrics = loss_of(win, lose, clip=None)
+    assert loss.item() == pytest.approx(2.12692801, abs=1e-6) and metrics["ratio/clamped"].tolist() == [0.0]
+    assert metrics["ratio/win"].item() == pytest.approx(math.exp(0.3)), "the ratios are reported all the same"
+    loss.backward()
+    expected = 10 / (1 + math.exp(-2))  # beta sigmoid(-beta (0.3 - 0.5))
+    assert win.grad.item() == pytest.approx(-expected) and lose.grad.item() == pytest.approx(expected)
+    inside = torch.tensor([0.05]), torch.tensor([-0.02])
+    assert torch.allclose(loss_of(*inside)[0], loss_of(*inside, clip=None)[0]), "inside the range the two are one"
+
+
+@pytest.mark.parametrize("clip", [0.1, None])
+def test_gradient_against_float64_differences(clip):
     inputs = tuple(torch.randn(6, dtype=torch.float64).mul(0.03).requires_grad_() for _ in range(4))
-    assert torch.autograd.gradcheck(lambda *x: spo_loss(*x, beta=10.0, clip=0.1)[0].sum(), inputs)
+    assert torch.autograd.gradcheck(lambda *x: spo_loss(*x, beta=10.0, clip=clip)[0].sum(), inputs)
 
 
 def test_descending_raises_the_winner_and_lowers_the_loser():
