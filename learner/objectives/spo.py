@@ -28,8 +28,8 @@ def spo_loss(
     """Loss of each pair [T] (not reduced: the caller weights by the global count) and per-pair metrics [T].
 
     All inputs are float32 [T]. Metrics: `ratio/win`, `ratio/lose` (before clamping), `ratio/clamped` (1 where both
-    halves are outside the clip range, so that the pair gives no gradient; 0 without one), `pairs/accuracy` (1 where the policy has
-    moved towards the winner).
+    halves are outside the clip range, so that the pair gives no gradient; 0 without a clip), `pairs/accuracy` (1 where
+    the policy has moved towards the winner).
     """
     log_ratio_win, log_ratio_lose = logp_win - ref_logp_win, logp_lose - ref_logp_lose
     ratio_win, ratio_lose = log_ratio_win.exp(), log_ratio_lose.exp()

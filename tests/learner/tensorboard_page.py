@@ -22,7 +22,7 @@ from tensorboard import program
 from tests.polling import until
 from tests.rollout.evaluation.chromium import TIMEOUT_SEC, Browser, find_chromium
 
-CURVES = ("eval/judge/crisp", "eval/reward", "reward/final_mean", "loss/total", "ratio/clamped_share")
+CURVES = ("eval/judge/crisp", "eval/reward", "reward/final_mean", "loss/total", "ratio/win_mean")
 PICTURES = ("eval/before_after",)
 WIDTH, HEIGHT = 1500, 860
 LEAST_PIXELS = 50
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with (
-        tempfile.TemporaryDirectory() as profile,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,  # Chromium may still write while it ends
         tensorboard_page(options.run_dir / "tb", CURVES, PICTURES, Path(profile)) as browser,
     ):
         browser.screenshot(options.out, WIDTH, HEIGHT)
