@@ -195,9 +195,7 @@ def assemble_policy(
         weights = FullWeights(family, resolve_dtype(model.dtype, device), device, reference=reference)
     if model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    for part in (network, family.vae):
-        if part is not None:
-            frozen_channels_last(part)
+    frozen_channels_last(network)
     return DiffusionPolicy(family, schedule.to(device), noise, shape, weights)
 
 

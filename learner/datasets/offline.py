@@ -37,7 +37,6 @@ from rollout.families import FAMILIES
 from rollout.final_records import FinalGroup
 from rollout.policy import DiffusionPolicy, resolve_dtype
 from rollout.prompts import stable_hash
-from rollout.trainable import frozen_channels_last
 
 MAX_SUBSTITUTES = 32
 """So many bad rows in the place of one end the run: something is wrong with all of them."""
@@ -73,7 +72,6 @@ class ModelEncoder:
         family.network = None
         setattr(family.pipeline, family.network_part, None)  # or it would stay in memory beside the trained one
         family.to(device)
-        frozen_channels_last(family.vae)
         self._policy = DiffusionPolicy(family, schedule.to(device), config.noise, self.latent_shape)
         self.image_size = self.latent_shape[1] * family.vae_scale_factor
         self.autoencoder_sha256 = autoencoder_sha256(family.vae)

@@ -18,6 +18,7 @@ from configs.model import ModelSection, NoiseSection
 from rollout.assets import SINGLE_FILE, pipeline_path
 from rollout.conditioning import Conditioning
 from rollout.families.loading import check_kind, check_tokenizers, check_weights, read_pipeline
+from rollout.trainable import frozen_channels_last
 from rollout.transition import NoiseSchedule
 
 _NEGATIVE = "negative_"
@@ -110,6 +111,8 @@ class PipelineFamily:
         for part in (self.network, self.vae, *text):
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval().to(device)
+        if self.vae is not None:  # the network's layout waits until it is known what of it is trained
+            frozen_channels_last(self.vae)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative_prompt: str) -> Conditioning:

@@ -25,8 +25,9 @@ def test_every_plain_key_has_a_row() -> None:
 
 def test_a_row_shows_type_default_and_bounds() -> None:
     assert (
-        "| `learner.objective.beta` | number | `10.0` | above 0 "
-        "| Strength of the regularisation towards the reference (paper: 10). |"
+        "| `learner.objective.clip` | number or null | `0.1` | above 0 and below 1 "
+        "| Half width of the ratio's clip range (released settings: 0.1). "
+        "Unset: no clip, as the paper writes the loss. |"
     ) in docs.render().split("\n")
 
 
