@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	$(PY) -m learner.main --config configs/quickstart.yaml
 
 test: $(INSTALLED)
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -m "not slow"
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
