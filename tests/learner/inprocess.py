@@ -155,7 +155,8 @@ class Rollout:
 
 
 def single_process_group(directory: Path) -> None:
-    """A gloo group of one rank, unless there is one."""
+    """A gloo group of one rank, unless there is one; computes on one thread, as a rank and a worker with one CPU do."""
+    torch.set_num_threads(1)
     if not torch.distributed.is_initialized():
         store = directory / "process-group"
         torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)

@@ -164,6 +164,7 @@ def test_the_reference_may_be_evaluated_by_either_side(pipeline, tmp_path):
     by_worker.train()
     by_learner = Run(small_config(pipeline, tmp_path / "learner", reference_at="learner"))
     by_learner.train()
+    assert by_learner.telemetry.lines[1]["loss/total"] == pytest.approx(math.log(2), abs=1e-7), "one network, one batch"
     for step, line in by_worker.telemetry.lines.items():
         assert by_learner.telemetry.lines[step]["loss/total"] == pytest.approx(line["loss/total"], abs=1e-5)
 
