@@ -28,7 +28,10 @@ def say(text: str) -> None:
 
 
 def format_progress(progress: Mapping[str, float | None]) -> str:
-    """The progress line of `Telemetry.progress()`; a value that is not known yet shows as `-`."""
+    """The progress line of `Telemetry.progress()`; a value that is not known yet shows as `-`.
+
+    The clamped share comes with objectives that clamp a ratio, and is left out where there is none.
+    """
 
     def shown(field: str, pattern: str) -> str:
         value = progress.get(field)
@@ -43,7 +46,7 @@ def format_progress(progress: Mapping[str, float | None]) -> str:
         f"batch {counted('batch', 'total_batches')}",
         f"reward {shown('reward', '.3f')}",
         f"{shown('pairs_per_sec', '.1f')} pairs/s",
-        f"clamped {shown('clamped_share', '.0%')}",
+        *([] if progress.get("clamped_share") is None else [f"clamped {shown('clamped_share', '.0%')}"]),
         f"queue {shown('queue_fill', '.0%')}",
         f"stale {shown('staleness_steps', '.1f')}",
         f"{shown('workers', '.0f')} workers",

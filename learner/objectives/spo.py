@@ -11,7 +11,6 @@ Shapes: T pairs.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,23 +26,19 @@ def spo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each pair [T] (not reduced: the caller weights by the global count) and per-pair metrics [T].
 
-    All inputs are float32 [T]. Metrics: `ratio/win`, `ratio/lose` (before clamping), `ratio/clamped` (1 where both
-    halves are outside the clip range, so that the pair gives no gradient; 0 without a clip), `pairs/accuracy` (1 where
-    the policy has moved towards the winner).
+    All inputs are float32 [T]. Metrics: `ratio/win`, `ratio/lose` (before clamping), `pairs/accuracy` (1 where the
+    policy has moved towards the winner) and, with a clip, `ratio/clamped` (1 where both halves are outside its range,
+    so that the pair gives no gradient).
     """
     log_ratio_win, log_ratio_lose = logp_win - ref_logp_win, logp_lose - ref_logp_lose
     ratio_win, ratio_lose = log_ratio_win.exp(), log_ratio_lose.exp()
-    clamped = torch.zeros_like(ratio_win, dtype=torch.bool)
+    metrics = {
+        "ratio/win": ratio_win.detach(),
+        "ratio/lose": ratio_lose.detach(),
+        "pairs/accuracy": (ratio_win > ratio_lose).float(),
+    }
     if clip is not None:
         log_ratio_win = ratio_win.clamp(1 - clip, 1 + clip).log()
         log_ratio_lose = ratio_lose.clamp(1 - clip, 1 + clip).log()
-        clamped = ((ratio_win - 1).abs() > clip) & ((ratio_lose - 1).abs() > clip)
-    loss = -F.logsigmoid(beta * (log_ratio_win - log_ratio_lose))
-    with torch.no_grad():
-        metrics = {
-            "ratio/win": ratio_win.detach(),
-            "ratio/lose": ratio_lose.detach(),
-            "ratio/clamped": clamped.float(),
-            "pairs/accuracy": (ratio_win > ratio_lose).float(),
-        }
-    return loss, metrics
+        metrics["ratio/clamped"] = (((ratio_win - 1).abs() > clip) & ((ratio_lose - 1).abs() > clip)).float()
+    return -F.logsigmoid(beta * (log_ratio_win - log_ratio_lose)), metrics

@@ -288,7 +288,7 @@ def test_the_progress_line() -> None:
         "2 workers · ETA 4m10s"
     )
     assert format_progress({"step": 0, "nonfinite_scalars": 2}) == (
-        "step 0 · batch - · reward - · - pairs/s · clamped - · queue - · stale - · - workers · ETA - · NON-FINITE 2"
+        "step 0 · batch - · reward - · - pairs/s · queue - · stale - · - workers · ETA - · NON-FINITE 2"
     )
     assert [format_duration(s) for s in (None, 0.4, 59.6, 3599, 3600, 11111)] == [
         "-", "0s", "1m00s", "59m59s", "1h00m", "3h05m",
