@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	$(PY) -m learner.main --config configs/quickstart.yaml
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -1,23 +1,37 @@
-"""How two processes of pytest-xdist share the tests (`make test`): see `pytest_collection_modifyitems`."""
+"""How the processes of pytest-xdist share the tests (`make test` has two).
+
+The files whose tests start processes of their own come first and take turns, in one group; of the others each is a
+group. So two clusters never compete for the cores, a shared fixture is built once, and the rest runs meanwhile.
+"""
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-STARTERS = {"ray", "subprocess", "Command", "run_ranks"}
-"""Module-level names of what starts processes."""
+STARTERS = re.compile(r"\bimport (ray|subprocess)\b|\bCommand\(|\b(run_ranks|ray_cluster)\b")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own hook
+@cache
+def starts_processes(file: Path) -> bool:
+    return bool(STARTERS.search(file.read_text(encoding="utf-8")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with processes of their own come first and take turns, in one group; of the others a file is a group.
+    items.sort(key=lambda item: not starts_processes(item.path))
 
-    So two clusters never compete for the cores, a shared fixture is built once, and the rest runs meanwhile.
-    """
-    starting, others = [], []
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        starts = "ray_cluster" in item.fixturenames or bool(STARTERS & vars(item.module).keys())
-        item.add_marker(pytest.mark.xdist_group("processes" if starts else item.path.stem))
-        (starting if starts else others).append(item)
-    items[:] = starting + others
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "processes" if starts_processes(config.rootpath / file) else file
+
+    return ByFile(config, log)
