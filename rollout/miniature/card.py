@@ -21,8 +21,8 @@ Everything together: {bytes:,} bytes.
 
 ## Rebuild
 
-On two cores with AVX-512, about two hours; without it, where bfloat16 is emulated, the commands compute in float32 and
-take longer. Every command goes on where it was stopped (state in `work/miniature`).
+Two hours and more on two cores; without AVX-512 bfloat16 is emulated, and the commands compute in float32. Every command
+goes on where it was stopped (state in `work/miniature`).
 
 ```
 python -m rollout.miniature.world

@@ -1,6 +1,6 @@
 """Trains the miniature's denoiser and text encoder together, on latents of 40,000 pictures.
 
-    python -m rollout.miniature.train_denoiser                # over an hour on 2 cores with AVX-512; resumes
+    python -m rollout.miniature.train_denoiser                # an hour on 2 cores; resumes
     python -m rollout.miniature.train_denoiser --steps 40000  # longer, better
 
 Needs work/miniature/vae (train_autoencoder). Plain epsilon prediction (arXiv:2006.11239) on Stable Diffusion 1.x's
