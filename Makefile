@@ -1,5 +1,5 @@
 # make demo    train the bundled miniature to a taste, on this machine (minutes, no download of weights)
-# make test    the tests, without those marked slow
+# make test    the tests in two processes, without those marked slow
 # make lint    formatting, lint and types
 # make chaos   a seeded storm of kills over one tiny run; writes docs/chaos.md (half an hour)
 # make bench   throughput of one rollout worker and one learner rank
