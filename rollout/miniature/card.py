@@ -21,8 +21,8 @@ Everything together: {bytes:,} bytes.
 
 ## Rebuild
 
-Two hours and more on two cores; without AVX-512 bfloat16 is emulated, and the commands compute in float32. Every command
-goes on where it was stopped (state in `work/miniature`).
+Two hours and more on two cores; without AVX-512 bfloat16 is emulated, and the commands compute in float32. Every
+command goes on where it was stopped (state in `work/miniature`).
 
 ```
 python -m rollout.miniature.world

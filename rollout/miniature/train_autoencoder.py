@@ -1,6 +1,6 @@
 """Trains the miniature's autoencoder on fresh renders: 64x64x3 pixels <-> 16x16x8 latents (AutoencoderKL, f = 4).
 
-    python -m rollout.miniature.train_autoencoder                 # 20 minutes on 2 cores with AVX-512, 36 without; resumes
+    python -m rollout.miniature.train_autoencoder                 # 20 to 40 minutes on 2 cores; resumes
     python -m rollout.miniature.train_autoencoder --steps 20000   # longer
 
 Most steps see 32x32 cuts around objects, the last fifth whole pictures. Loss: L1 and L2 weighted towards the objects +
