@@ -8,6 +8,7 @@
 #
 # Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
 # newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=
+# Python compiles what it imports when it first does: a fifth of the installed files, so pip is not to compile them all.
 # Another place or interpreter: make test VENV=/path/to/venv PYTHON=python3.12
 
 PYTHON ?= python3
@@ -41,5 +42,5 @@ chaos: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
+	$(PY) -m pip install --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
 	touch $@

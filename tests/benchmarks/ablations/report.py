@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from tests.benchmarks.ablations.cells import BUDGET, FOR_RATES, MARKS, PICTURES_PER_CAPTION, START, Cell
+from tests.benchmarks.ablations.cells import BUDGET, FOR_RATES, MARKS, PICTURES_PER_CAPTION, START, Cell, weights
 from tests.benchmarks.ablations.findings import render_findings
 from tests.benchmarks.ablations.rates import in_brackets, render_rates
 from tests.benchmarks.ablations.results import Result, Row, evaluations_to, row_of
@@ -224,7 +224,9 @@ def _versions(results: Sequence[Result]) -> str:
             found.setdefault(name.replace("_", " "), set()).add(sha)
     made = "; ".join(f"{name} {', '.join(sorted(shas))}" for name, shas in sorted(found.items()))
     dates = sorted({result["made"]["date"] for result in results})
-    return f"Weights: {made}. Run on {' and '.join(dates)}."
+    now = weights(scored=False)["network"]
+    other = "" if found["network"] == {now} else f" The miniature has others since (network {now})."
+    return f"Weights: {made}. Run on {' and '.join(dates)}.{other}"
 
 
 def _claim(results: Sequence[Result]) -> str:
