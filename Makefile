@@ -8,7 +8,7 @@
 #
 # Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
 # newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=
-# Python compiles what it imports when it first does: a fifth of the installed files, so pip is not to compile them all.
+# Bytecode is compiled on all cores, which pip does not do.
 # Another place or interpreter: make test VENV=/path/to/venv PYTHON=python3.12
 
 PYTHON ?= python3
@@ -43,4 +43,5 @@ chaos: $(INSTALLED)
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check --no-compile $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[dev]"
+	$(PY) -m compileall -qq -j 0 $(VENV) || true # a package may hold files for a newer Python
 	touch $@
