@@ -16,6 +16,7 @@ from configs.data import OnlineData
 from configs.schema import AtelierConfig
 from learner import cluster
 from learner.evaluations import record_evaluation
+from learner.lost_ranks import LossReader
 from learner.progress import ProgressLine, say
 from learner.ranks import LearnerThread, build_trainer, root_cause
 from learner.run_dir import RunDir
@@ -50,6 +51,7 @@ class Driver:
         self._base_call = self._actors.evaluator.evaluate.remote(None)
         self._pool: PoolClient | None = cluster.start_pool(config)
         self._learner = LearnerThread(build_trainer(config, self._actors, run_dir.checkpoint))
+        self._losses = LossReader(run_dir.path, config.checkpoint.max_failures)
         self._line = ProgressLine()
         self._shown_sec = 0.0
         self._gauged_step = -1
@@ -121,6 +123,9 @@ class Driver:
             self._deaths = pool_stats["deaths"]
             self._line.finish()
             say(f"a rollout worker died ({self._deaths} so far); the pool starts another")
+        for loss in self._losses.new():
+            self._line.finish()
+            say(loss)
         progress = _answer(self._actors.telemetry.progress.remote(), None)
         if progress is None:
             return

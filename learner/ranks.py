@@ -73,11 +73,11 @@ def rank_trainer(
     run_dir: Path,
     max_failures: int,
 ) -> Any:
-    """Ray Train over `body(given)`: a fixed number of ranks, restarted together when one is lost."""
+    """Ray Train over `body(given)`: a fixed number of ranks, restarted together when one is lost (lost_ranks.py)."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
     from learner.process_group import NodeTorchConfig  # ray.train reads its settings when it is imported
-    from learner.ray_trainer import RankTrainer
+    from learner.ray_trainer import NotedLosses, RankTrainer
 
     resources = settings.resources
     return RankTrainer(
@@ -93,6 +93,7 @@ def rank_trainer(
             name="learner",
             storage_path=str(run_dir / "ray_train"),
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_CONTROLLER_FAILURES),
+            callbacks=[NotedLosses(run_dir.resolve())],
             worker_runtime_env=compute_options(resources)["runtime_env"],
         ),
     )

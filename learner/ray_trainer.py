@@ -1,9 +1,26 @@
-"""Ray Train's TorchTrainer without its placement group cleaner. It reads its settings when it is imported."""
+"""Ray Train's trainer as runs use it. It reads its settings when it is imported."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+from learner.lost_ranks import note_loss
+from learner.ranks import root_cause
+
+
+class NotedLosses(UserCallback):
+    """In the controller: ranks that were lost are noted in the run directory, where the driver reads of them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        note_loss(self._run_dir, {rank: root_cause(error) for rank, error in worker_exceptions.items()})
 
 
 class RankTrainer(TorchTrainer):

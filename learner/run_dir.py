@@ -2,7 +2,7 @@
 
 run.dir/config.yaml      the resolved configuration       run.dir/tb, metrics.jsonl   telemetry
 run.dir/checkpoints/     committed checkpoints            run.dir/adapters/           published weights
-run.dir/best/            the best weights by a metric
+run.dir/best/            the best weights by a metric     run.dir/lost_ranks.log      why ranks were started again
 run.dir/run.lock         held by the live run             run.dir/lora or model, summary.json  what it leaves
 """
 

@@ -28,6 +28,7 @@ from learner import connection
 from learner.committed import CheckpointError
 from learner.datasets.order import OrderedReader
 from learner.datasets.rows import DataError
+from learner.lost_ranks import LossReader
 from learner.preference import checkpoint
 from learner.preference.output import load_start
 from learner.preference.train import training_pairs, validation_pairs
@@ -122,6 +123,7 @@ def _follow(config: SpmConfig, run_dir: RunDir, signals: Signals) -> int:
     thread = LearnerThread(
         rank_trainer(preference_rank, given, training, config.run.path, config.checkpoint.max_failures)
     )
+    losses = LossReader(run_dir.path, config.checkpoint.max_failures)
     thread.start()
     shown, resume = "", f"python -m learner.train_spm --config {run_dir.path / 'config.yaml'} --resume"
     while thread.is_alive():
@@ -129,6 +131,8 @@ def _follow(config: SpmConfig, run_dir: RunDir, signals: Signals) -> int:
         if signals.received is not None:
             say(f"Stopped by {signals.name}; go on from the last checkpoint with: {resume}")
             return 128 + int(signals.received)
+        for loss in losses.new():
+            say(loss)
         if (line := _progress(run_dir.path, training.max_steps)) != shown:
             shown = line
             say(line)

@@ -1,5 +1,5 @@
 """Ranks under Ray Train's controller, seen from the machine: nothing takes a living controller for dead, and a dead
-one's ranks end. Real Ray, in a process of its own."""
+one's ranks end; a lost rank is told of. Real Ray, in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,24 +20,36 @@ import sys
 from pathlib import Path
 from configs.spm import TrainingSection
 from learner import connection
+from learner.lost_ranks import LossReader
 from learner.ranks import LearnerThread, rank_trainer
 
 def body(given):
     import os, time
+    from pathlib import Path
     from ray.train import get_context
-    (Path(given["folder"]) / f"rank{get_context().get_world_rank()}").write_text(str(os.getpid()))
+    rank, folder = get_context().get_world_rank(), Path(given["folder"])
+    if rank == 1 and not (folder / "lost").exists():
+        (folder / "lost").touch()
+        raise RuntimeError("out of memory, say")
+    (folder / f"rank{rank}").write_text(str(os.getpid()))
     time.sleep(600)
     return {}
 
 connection.connect("local")
 folder = Path(sys.argv[1])
 training = TrainingSection(ranks=2, resources={"cpus": 0.5})
-thread = LearnerThread(rank_trainer(body, {"folder": str(folder)}, training, folder, max_failures=0))
+thread = LearnerThread(rank_trainer(body, {"folder": str(folder)}, training, folder, max_failures=1))
+losses = LossReader(folder, 1)
 thread.start()
 thread.join()
-print(thread.error, flush=True)
+print(*losses.new(), f"ended: {thread.error}", sep=chr(10), flush=True)
 sys.stdin.read()  # until the test has looked
 """
+
+
+def pid_in(path: Path) -> int:
+    """What a rank wrote; 0, which nothing has, while it writes."""
+    return int(path.read_text() or 0)
 
 
 def named(processes: list[psutil.Process], part: str) -> list[psutil.Process]:
@@ -50,15 +63,21 @@ def test_ranks_outlive_no_controller_and_nobody_but_ray_watches_it(tmp_path):
     command, pipe = [sys.executable, "-c", RANKS, str(tmp_path)], subprocess.PIPE
     run = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=pipe, stdout=pipe)
     try:
-        started = [tmp_path / "rank0", tmp_path / "rank1"]
-        until(lambda: all(path.is_file() and path.read_text() for path in started), 200, str, run.poll)
-        ranks = [psutil.Process(int(path.read_text())) for path in started]
+        started = [tmp_path / "rank1", tmp_path / "rank0"]  # rank 1 writes once it was lost; rank 0's may be of before
+        until(lambda: all(path.is_file() and psutil.pid_exists(pid_in(path)) for path in started), 200, str, run.poll)
+        ranks = [psutil.Process(pid_in(path)) for path in started]
         processes = psutil.Process(run.pid).children(recursive=True)
         assert not named(processes, "PlacementGroupCleaner"), "it would end the ranks when it finds another cluster"
         (controller,) = named(processes, "TrainController")
         controller.send_signal(signal.SIGKILL)
         assert run.stdout is not None
-        assert "died" in run.stdout.readline()
+        said = []
+        while not said or not said[-1].startswith("ended: "):  # Ray's own lines come between
+            said.append(run.stdout.readline())
+            assert said[-1], said
+        assert "died" in said[-1]
+        lost = "lost rank 1: RuntimeError: out of memory, say. All ranks start again from the last checkpoint"
+        assert f"{lost} (restart 1 of 1)\n" in said
         until(lambda: not any(rank.is_running() for rank in ranks), 60, lambda: str(ranks))
     finally:
         run.kill()  # its cluster ends with it
