@@ -41,7 +41,7 @@ class LossReader:
         for line in whole.decode("utf-8").splitlines():
             self._count += 1
             if self._count <= self._max_failures:
-                why = line.partition(" ")[2]
+                why = line.partition(" ")[2].rstrip(".")
                 said.append(
                     f"lost {why}. All ranks start again from the last checkpoint "
                     f"(restart {self._count} of {self._max_failures})"

@@ -120,8 +120,11 @@ def root_cause(error: BaseException) -> str:
     if failures:
         rank, failure = next(iter(failures.items()))
         return f"learner rank {rank}: {root_cause(failure)}"
-    cause = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
-    if isinstance(cause, BaseException) and cause is not error:
-        return root_cause(cause)
+    for wrapped in ("cause", "controller_failure", "health_check_failure"):
+        cause = getattr(error, wrapped, None)
+        if isinstance(cause, BaseException) and cause is not error:
+            return root_cause(cause)
     lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[-1] if 'Traceback' in lines[0] else lines[0]}"
+    said_last = "Traceback" in lines[0] or "The actor died" in lines[0]  # Ray says there how its process ended
+    words = (lines[-1] if said_last else lines[0]).partition(" Some common causes")[0]
+    return f"{type(error).__name__}: {words}"
