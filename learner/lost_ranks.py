@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 LOG = "lost_ranks.log"
 
 
 def note_loss(run_dir: Path, reasons: Mapping[int, str]) -> None:
-    """Append a line: when, and why by rank."""
+    """Append a line: when, and why by rank. Without it where it cannot be written: ranks may be lost to a full disk."""
     words = "; ".join(f"rank {rank}: {reasons[rank]}" for rank in sorted(reasons))
-    with (run_dir / LOG).open("a", encoding="utf-8") as file:
+    with suppress(OSError), (run_dir / LOG).open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {words}\n")
 
 
