@@ -66,7 +66,7 @@ def draw_spo(results: Sequence[Result]) -> Any:
     entries: list[tuple[str, Row]] = []
     for name in SPO_TABLES:
         table = tables()[name]
-        prefix = {"candidates": "k = ", "threshold": "threshold ", "range": "t' ", "block": "block "}.get(name, "")
+        prefix = {"candidates": "k = ", "range": "t' ", "block": "block "}.get(name, "")
         entries += [(f"{prefix}{title}", row) for title, cell in table.rows.items() if (row := row_of(cell, results))]
     if not entries:
         return None
