@@ -1,7 +1,8 @@
 """How the processes of pytest-xdist share the tests (`make test` has two).
 
-The files whose tests start processes of their own come first and take turns, in one group; of the others each is a
-group. So two clusters never compete for the cores, a shared fixture is built once, and the rest runs meanwhile.
+The files whose tests start Ray or whole commands come first and take turns, in one group; of the others each is a
+group, and whichever process is free takes the next. So two clusters never compete for the cores, a shared fixture is
+built once, and neither process is left without work.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-STARTERS = re.compile(r"\bimport (ray|subprocess)\b|\bCommand\(|\b(run_ranks|ray_cluster)\b")
+STARTERS = re.compile(r"\bimport (ray|subprocess)\b|\bCommand\(|\bray_cluster\b")
 
 
 @cache

@@ -94,6 +94,15 @@ class LiveRun:
         self.trained += [group.ordinal for group in groups]
         return groups
 
+    def train_all_below(self, ordinal: int) -> list[PreferenceGroup]:
+        """Train until every ordinal below `ordinal` is trained; fails where one does not come in many batches."""
+        wanted, groups = set(range(ordinal)), []
+        for _ in range(30):
+            if wanted <= set(self.trained):
+                return groups
+            groups += self.train(1)
+        raise AssertionError(f"ordinals {sorted(wanted - set(self.trained))} did not come: {self.queue.stats()}")
+
     def assert_books_close(self) -> dict[str, Any]:
         stats = self.queue.stats()
         assert stats["produced"] == stats["trained"] + sum(stats["dropped"].values()) + stats["queued"]
