@@ -18,6 +18,7 @@ from rollout.policy import load_policy
 from rollout.pool_actor import PoolClient, create_pool
 from rollout.records import PreferenceGroup
 from rollout.replay_actor import QueueClient, create_queue
+from rollout.replay_state import QueueState
 from rollout.weights import AdapterVersion
 from rollout.weights_actor import MailboxClient, create_mailbox
 from tests.polling import until
@@ -95,13 +96,17 @@ class LiveRun:
         return groups
 
     def train_all_below(self, ordinal: int) -> list[PreferenceGroup]:
-        """Train until every ordinal below `ordinal` is trained; fails where one does not come in many batches."""
-        wanted, groups = set(range(ordinal)), []
+        """Train until the queue is done with every ordinal below `ordinal`: it was trained, or too old and counted.
+
+        Fails where one does not come within many batches.
+        """
+        groups: list[PreferenceGroup] = []
         for _ in range(30):
-            if wanted <= set(self.trained):
+            done = QueueState.from_bytes(self.queue.state_dict()).done
+            if not (missing := [n for n in range(ordinal) if n not in done]):
                 return groups
             groups += self.train(1)
-        raise AssertionError(f"ordinals {sorted(wanted - set(self.trained))} did not come: {self.queue.stats()}")
+        raise AssertionError(f"ordinals {missing} did not come: {self.queue.stats()}")
 
     def assert_books_close(self) -> dict[str, Any]:
         stats = self.queue.stats()
