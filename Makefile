@@ -3,8 +3,8 @@
 # make lint    formatting, lint and types
 # make chaos   a seeded storm of kills over one tiny run; writes docs/chaos.md (half an hour)
 # make bench   throughput of one rollout worker and one learner rank
-# make ablations          do the objectives do what the papers say? Writes docs/ablations.md (an hour on two free cores)
-# make ablations QUICK=1  one seed of the essential cells (a quarter of an hour); both go on where they were stopped
+# make ablations          do the objectives do what the papers say? Writes docs/ablations.md (one to two and a half hours)
+# make ablations QUICK=1  one seed of the essential cells (half an hour at most); both go on where they were stopped
 #
 # Each creates .venv first where it is missing, with the exact versions of constraints.txt. Those need Python 3.11 or
 # newer; on 3.10, or to try newer libraries: make test CONSTRAINTS=

@@ -1,7 +1,7 @@
 """A cell: one training run, told apart by its settings.
 
 A cell's key is a hash of its settings, of how it is evaluated, of the network's weights, and where it rolls out, of the
-preference model's: a finished cell is run again only when one of these has changed.
+preference model's (SPM): a finished cell is run again only when one of these has changed.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from configs.load import load_config
 from configs.schema import AtelierConfig
+from reward import MINIATURE as SPM
 from reward.step_aware import WEIGHTS
 from reward.weights_file import weights_version
 from rollout.assets import MINIATURE_PIPELINE
 
-SPM = Path(__file__).parent / "preference_model"
-"""What cells that roll out are scored by: the miniature's preference model as it was when the first of them ran, kept
-so that the others compare with them. With another VERSION it can be the one that ships."""
 BUDGET = 5000
 """Evaluations of a network (see `meter.Meter`) that a cell spends on rolling out and learning."""
 MARKS = (0.25, 0.5)
@@ -30,7 +27,7 @@ MARKS = (0.25, 0.5)
 PICTURES_PER_CAPTION = 2
 ROWS = 1024
 """Of each rendered data set."""
-VERSION = 3
+VERSION = 4
 """Of what a result holds; a change of it makes every cell run again."""
 
 Settings = dict[str, Any]
@@ -95,8 +92,6 @@ class Cell:
         """
         values = merged(merged(base_settings(), self.settings), {"learner": {"max_batches": batches}})
         values["run"] = {"name": self.slug, "dir": run_dir, "seed": self.seed}
-        if self.data is None:
-            values = merged({"rollout": {"scorer": {"clip": str(SPM), "checkpoint": str(SPM / WEIGHTS)}}}, values)
         if self.data is not None:
             values["data"] = {"type": self.data, "path": data_path, "latent_cache": latent_cache}
         return AtelierConfig.model_validate(values)

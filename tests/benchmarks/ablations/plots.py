@@ -23,6 +23,8 @@ PANELS = {
     "appearance/saturation": "saturation",
     "appearance/palette_entropy": "palette entropy, bits",
 }
+PREFIXES = {"rate": "rate ", "candidates": "k = ", "threshold": "threshold ", "range": "t' ", "block": "block "}
+"""Of SPO's tables whose rows are numbers."""
 
 
 def draw_all(results: Sequence[Result], folder: Path) -> None:
@@ -66,7 +68,7 @@ def draw_spo(results: Sequence[Result]) -> Any:
     entries: list[tuple[str, Row]] = []
     for name in SPO_TABLES:
         table = tables()[name]
-        prefix = {"candidates": "k = ", "range": "t' ", "block": "block "}.get(name, "")
+        prefix = PREFIXES.get(name, "")
         entries += [(f"{prefix}{title}", row) for title, cell in table.rows.items() if (row := row_of(cell, results))]
     if not entries:
         return None

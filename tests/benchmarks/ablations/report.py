@@ -191,13 +191,13 @@ def _introduction(results: Sequence[Result]) -> str:
         judge and by statistics that nothing is trained on, never by the reward in use. The learning curves are of the
         first {early} of those pictures, which are also drawn at {marks} of the budget. {begins}
 
-        `spo`, `mspo`, `ddpo` and `d3po` roll out and learn from a preference model of the taste, the miniature's before
-        the present one (`tests/benchmarks/ablations/preference_model`). `dpo`, `mapo`, `simpo`
-        and `pixel-simpo` learn from rendered pairs (crisp against soft or hatched, and right captions against wrong
-        ones), labelled by how they were rendered; `sft` and `pixel-sft` from crisp renders alone. With several seeds a
-        share is given as mean ± standard deviation over seeds, with the change of the mean in brackets; with one seed
-        the change has its 95 % interval over pictures, paired with the untrained model's. "Both" are the pictures that
-        are crisp and show what the caption asks for. {_versions(results)}"""
+        `spo`, `mspo`, `ddpo` and `d3po` roll out and learn from the miniature's preference model; SPO, MSPO and D3PO as
+        in the quickstart, every pair counting and no ratio clipped. `dpo`, `mapo`, `simpo` and `pixel-simpo` learn from
+        rendered pairs (crisp against soft or hatched, and right captions against wrong ones), labelled by how they were
+        rendered; `sft` and `pixel-sft` from crisp renders alone. With several seeds a share is given as mean ± standard
+        deviation over seeds, with the change of the mean in brackets; with one seed the change has its 95 % interval
+        over pictures, paired with the untrained model's. "Both" are the pictures that are crisp and show what the
+        caption asks for. {_versions(results)}"""
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tests.benchmarks.ablations.cells import FOR_RATES, MARKS, Cell, Settings, merged
 
 SEEDS = (0, 1, 2)
-SPO_TABLES = ("continuation", "preference", "candidates", "pair_rule", "range", "block")
+SPO_TABLES = ("rate", "continuation", "preference", "candidates", "pair_rule", "threshold", "range", "block")
 
 
 GRID = (4e-4, 1e-3, 2.5e-3)
@@ -22,25 +22,25 @@ GRID = (4e-4, 1e-3, 2.5e-3)
 RATE_SEED = 3
 """Of the runs that choose: none of SEEDS."""
 RATES = {
-    "spo": 1e-3,
+    "spo": 2.5e-3,
     "mspo": 4e-4,
-    "d3po": 1e-3,
-    "ddpo": 4e-4,
-    "dpo": 4e-4,
-    "mapo": 4e-4,
+    "d3po": 4e-4,
+    "ddpo": 1e-3,
+    "dpo": 1e-3,
+    "mapo": 1e-3,
     "simpo": 4e-4,
-    "pixel-simpo": 1e-3,
-    "sft": 1e-3,
+    "pixel-simpo": 2.5e-3,
+    "sft": 2.5e-3,
     "pixel-sft": 2.5e-3,
 }
 """By the rule (rates.py). A variant has the rate of the method that it is a variant of."""
 
 
 def stepwise(**sampler: Any) -> Settings:
-    """SPO with changes in its sampler."""
+    """SPO with changes in its sampler; every pair counts and no ratio is clipped, as in the quickstart."""
     return {
-        "rollout": {"sampler": {"type": "stepwise", "num_candidates": 4, "threshold": 0.3, **sampler}},
-        "learner": {"objective": {"type": "spo"}, "updates_per_batch": 2},
+        "rollout": {"sampler": {"type": "stepwise", "num_candidates": 4, "threshold": 0.0, **sampler}},
+        "learner": {"objective": {"type": "spo", "clip": None}, "updates_per_batch": 2},
     }
 
 
@@ -68,7 +68,7 @@ PIXEL_ONLY = {"pixel": {"weight": 2.0, "latent_weight": 0.0}}
 METHODS: dict[str, tuple[Settings, str | None]] = {
     "spo": (stepwise(), None),
     "mspo": (stepwise(block_length=4), None),
-    "d3po": (trajectories({"type": "d3po"}), None),
+    "d3po": (trajectories({"type": "d3po", "clip": None}), None),
     "ddpo": (trajectories({"type": "ddpo"}), None),
     "dpo": (finished(DPO), "pairs"),
     "mapo": (finished({"type": "mapo"}), "pairs"),
@@ -128,7 +128,11 @@ def _spo_tables() -> dict[str, Table]:
     def between(low: int, high: int) -> Cell:
         return other(f"t{low}-{high}", kappa=high, min_timestep=low)
 
+    def fast(lr: float) -> Cell:
+        return spo if lr == RATES["spo"] else Cell(f"spo-lr-{lr:g}", at_rate(stepwise(), lr))
+
     return {
+        "rate": Table("SPO: the peak learning rate", {f"{lr:g}": fast(lr) for lr in GRID}),
         "continuation": Table(
             "SPO: which candidate the next step starts from",
             {"random": spo, "win": other("win", continuation="win"), "lose": other("lose", continuation="lose")},
@@ -148,6 +152,10 @@ def _spo_tables() -> dict[str, Table]:
         "pair_rule": Table(
             "SPO: which two candidates make the pair",
             {"best and worst": spo, "random two": other("random-pair", pair_rule="random")},
+        ),
+        "threshold": Table(
+            "SPO: by how much the winner must score higher for a pair to count",
+            {"0": spo, "0.3": other("threshold-0.3", threshold=0.3), "0.6": other("threshold-0.6", threshold=0.6)},
         ),
         "range": Table(
             "SPO: target timesteps that draw candidates",
@@ -202,7 +210,10 @@ def tables() -> dict[str, Table]:
     return {"methods": curves, **_spo_tables(), "pixel": _pixel_table()}
 
 
-LATER = ("spo-n3", "spo-n5", "spo-n6", "spo-t0-250", "spo-t250-500", "spo-t500-750", "simpo-pixel-only-x0")
+LATER = (
+    "spo-lr-0.0004", "spo-lr-0.001", "spo-n3", "spo-n5", "spo-n6", "spo-t0-250", "spo-t250-500", "spo-t500-750",
+    "simpo-pixel-only-x0",
+)  # fmt: skip
 """Cells of seed 0 that `--quick` leaves out."""
 
 
