@@ -1,7 +1,7 @@
 """Runs the cells that have no result yet, and writes docs/ablations.md from all results: make ablations
 
     python -m tests.benchmarks.ablations --quick       # one seed of the essential cells: half an hour at most
-    python -m tests.benchmarks.ablations               # all rows, three seeds, all rates: one to two and a half hours on two cores
+    python -m tests.benchmarks.ablations               # all rows, three seeds, all rates: up to two and a half hours
     python -m tests.benchmarks.ablations --only spo dpo --seeds 1 2
     python -m tests.benchmarks.ablations --report      # the page and its pictures alone
 
