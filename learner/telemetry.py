@@ -6,6 +6,8 @@
 
 Resuming at step n removes whatever lies beyond n from both: event files are rewritten without it rather than only
 marked (`purge_step`), because TensorBoard's fast data server does not act on the mark until a tag is written again.
+A scalar's event is on disk before its line in metrics.jsonl: events without one, left by a death between the two, are
+removed when the writer starts again, and the call that Ray repeats writes both.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from learner.event_writer import EventWriter
-from learner.metrics_log import MetricsLog
+from learner.metrics_log import MetricsLog, read_metrics
 from learner.progress import PROGRESS_TAGS
 from rollout.actors import actor_name, control_options, was_restarted
 
@@ -55,7 +57,7 @@ class Telemetry:
     ) -> None:
         """
         run_dir: created when missing.
-        resume_step: the last optimiser step to keep; None leaves what is there and adds to it.
+        resume_step: the last optimiser step to keep; None leaves what both hold and adds to it.
         total_steps, total_batches: the run's planned length, for the progress line.
         """
         self._tb_dir = Path(run_dir) / "tb"
@@ -68,6 +70,7 @@ class Telemetry:
         if resume_step is not None:
             self.resume_at(resume_step)
         else:
+            drop_unlogged_events(self._tb_dir, Path(run_dir) / "metrics.jsonl")
             self._writer = EventWriter(self._tb_dir)
 
     def resume_at(self, step: int) -> None:
@@ -93,8 +96,8 @@ class Telemetry:
         self._nonfinite += sum(not math.isfinite(value) for value in plain.values())
         for tag, value in plain.items():
             writer.scalar(tag, value, step, now)
-        self._log.write(step, plain, now)
         writer.flush()
+        self._log.write(step, plain, now)
         if not self._pace or step > self._pace[-1][0]:
             self._pace.append((step, now))
 
@@ -204,16 +207,42 @@ def flatten_config(config: AtelierConfig) -> dict[str, bool | int | float | str]
 
 def drop_later_events(tb_dir: Path, last_step: int) -> None:
     """Rewrites each event file of `tb_dir` without what lies beyond `last_step`, hparams, and a torn last record."""
-    for path in sorted(tb_dir.glob("events.out.tfevents.*")):
-        tmp = path.with_name("rewriting.tmp")  # a name that TensorBoard does not take for an event file
-        with tmp.open("wb") as file:
-            records = RecordWriter(file)
-            for record in RawEventFileLoader(str(path)).Load():
-                if _kept(Event.FromString(record), last_step):
-                    records.write(record)
-            records.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
+    for path in _event_files(tb_dir):
+        _rewrite(path, [record for record, event in _events(path) if _kept(event, last_step)])
+
+
+def drop_unlogged_events(tb_dir: Path, metrics: Path) -> None:
+    """Rewrites the event files of `tb_dir` that hold a scalar which no line of `metrics` (metrics.jsonl) has."""
+    logged = {line["step"]: line for line in read_metrics(metrics)}
+    for path in _event_files(tb_dir):
+        kept = [record for record, event in _events(path) if _scalar_tags(event) <= logged.get(event.step, {}).keys()]
+        if len(kept) < sum(1 for _ in _events(path)):
+            _rewrite(path, kept)
+
+
+def _event_files(tb_dir: Path) -> list[Path]:
+    return sorted(tb_dir.glob("events.out.tfevents.*"))
+
+
+def _events(path: Path) -> Iterator[tuple[bytes, Event]]:
+    """Records up to the first torn one, as they are and parsed."""
+    for record in RawEventFileLoader(str(path)).Load():
+        yield record, Event.FromString(record)
+
+
+def _rewrite(path: Path, records: Iterable[bytes]) -> None:
+    tmp = path.with_name("rewriting.tmp")  # a name that TensorBoard does not take for an event file
+    with tmp.open("wb") as file:
+        writer = RecordWriter(file)
+        for record in records:
+            writer.write(record)
+        writer.flush()
+        os.fsync(file.fileno())
+    tmp.replace(path)
+
+
+def _scalar_tags(event: Event) -> set[str]:
+    return {value.tag for value in event.summary.value if value.HasField("simple_value")}
 
 
 def _kept(event: Event, last_step: int) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
+import multiprocessing
+import os
 import random
+import signal
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +82,31 @@ def test_a_repeated_call_writes_nothing_again(tmp_path: Path) -> None:
     reopened.close()
     for tag in ("reward/final_mean", "loss/total", "pairs/trained"):
         assert steps_of(tmp_path, tag) == [1]
+
+
+def write_and_die(run_dir: Path) -> None:
+    """kill -9 once the events of step 2 are on disk and before their line is."""
+    telemetry = Telemetry(run_dir)
+    telemetry.scalars(1, {"reward/final_mean": 1.0})
+    telemetry.images(1, {"eval/grid": png_bytes(1)})
+    MetricsLog.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    telemetry.scalars(2, {"reward/final_mean": 2.0, "loss/total": 0.5})
+
+
+def test_what_a_death_left_between_the_event_and_its_line_is_written_once(tmp_path: Path) -> None:
+    writer = multiprocessing.get_context("spawn").Process(target=write_and_die, args=(tmp_path,))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == -signal.SIGKILL
+    assert steps_of(tmp_path, "reward/final_mean") == [1, 2], "the event is on disk first"
+    for _ in range(2):
+        started_again = Telemetry(tmp_path)
+        started_again.scalars(2, {"reward/final_mean": 2.0, "loss/total": 0.5})
+        started_again.close()
+    rewards = sorted(steps_of(tmp_path, "reward/final_mean"))  # files of one second are read by process id
+    assert rewards == [1, 2] and steps_of(tmp_path, "loss/total") == [2]
+    assert [event.step for event in read_back(tmp_path).Images("eval/grid")] == [1]
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 @pytest.mark.parametrize("tag", ["rewards/mean", "reward", "reward/", "optimizer/lr", ""])
