@@ -108,7 +108,8 @@ def draw_spectrum(results: Sequence[Result]) -> Any:
 
     line(start.start, color="black", label="untrained", linewidth=2)
     for number, (title, row) in enumerate(rows.items()):
-        line(row.results[0], color=f"C{number}", label=title, linestyle="--" if "with reference" in title else "-")
+        style = "--" if "with reference" in title else ":" if "supervised" in title else "-"  # more lines than colours
+        line(row.results[0], color=f"C{number}", label=title, linestyle=style)
     axis.axhline(1, color="grey", linewidth=0.8)
     axis.axvline(0.25, color="grey", linewidth=0.8, linestyle=":")
     axis.set_yscale("log")
