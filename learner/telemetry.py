@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,41 +208,40 @@ def flatten_config(config: AtelierConfig) -> dict[str, bool | int | float | str]
 def drop_later_events(tb_dir: Path, last_step: int) -> None:
     """Rewrites each event file of `tb_dir` without what lies beyond `last_step`, hparams, and a torn last record."""
     for path in _event_files(tb_dir):
-        _rewrite(path, [record for record, event in _events(path) if _kept(event, last_step)])
+        _rewrite(path, lambda event: _kept(event, last_step))
 
 
 def drop_unlogged_events(tb_dir: Path, metrics: Path) -> None:
-    """Rewrites the event files of `tb_dir` that hold a scalar which no line of `metrics` (metrics.jsonl) has."""
+    """Rewrites the event files of `tb_dir` that hold a scalar which no line of `metrics` (metrics.jsonl) has.
+
+    Without any line nothing is removed: the file may have been lost, and the events must not go with it.
+    """
     logged = {line["step"]: line for line in read_metrics(metrics)}
-    for path in _event_files(tb_dir):
-        kept = [record for record, event in _events(path) if _scalar_tags(event) <= logged.get(event.step, {}).keys()]
-        if len(kept) < sum(1 for _ in _events(path)):
-            _rewrite(path, kept)
+
+    def has_line(event: Event) -> bool:
+        scalars = {value.tag for value in event.summary.value if value.HasField("simple_value")}
+        return scalars <= logged.get(event.step, {}).keys()
+
+    for path in _event_files(tb_dir) if logged else ():
+        if not all(has_line(Event.FromString(record)) for record in RawEventFileLoader(str(path)).Load()):
+            _rewrite(path, has_line)
 
 
 def _event_files(tb_dir: Path) -> list[Path]:
     return sorted(tb_dir.glob("events.out.tfevents.*"))
 
 
-def _events(path: Path) -> Iterator[tuple[bytes, Event]]:
-    """Records up to the first torn one, as they are and parsed."""
-    for record in RawEventFileLoader(str(path)).Load():
-        yield record, Event.FromString(record)
-
-
-def _rewrite(path: Path, records: Iterable[bytes]) -> None:
+def _rewrite(path: Path, keep: Callable[[Event], bool]) -> None:
+    """Keeps these events of a file, up to the first torn one."""
     tmp = path.with_name("rewriting.tmp")  # a name that TensorBoard does not take for an event file
     with tmp.open("wb") as file:
-        writer = RecordWriter(file)
-        for record in records:
-            writer.write(record)
-        writer.flush()
+        records = RecordWriter(file)
+        for record in RawEventFileLoader(str(path)).Load():
+            if keep(Event.FromString(record)):
+                records.write(record)
+        records.flush()
         os.fsync(file.fileno())
     tmp.replace(path)
-
-
-def _scalar_tags(event: Event) -> set[str]:
-    return {value.tag for value in event.summary.value if value.HasField("simple_value")}
 
 
 def _kept(event: Event, last_step: int) -> bool:

@@ -109,6 +109,15 @@ def test_what_a_death_left_between_the_event_and_its_line_is_written_once(tmp_pa
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
+def test_events_do_not_go_with_a_lost_log(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path)
+    telemetry.scalars(1, {"reward/final_mean": 1.0})
+    telemetry.close()
+    (tmp_path / "metrics.jsonl").unlink()
+    Telemetry(tmp_path).close()
+    assert steps_of(tmp_path, "reward/final_mean") == [1]
+
+
 @pytest.mark.parametrize("tag", ["rewards/mean", "reward", "reward/", "optimizer/lr", ""])
 def test_an_unknown_group_is_an_error_and_nothing_is_written(tmp_path: Path, tag: str) -> None:
     telemetry = Telemetry(tmp_path)

@@ -128,11 +128,11 @@ def _spo_tables() -> dict[str, Table]:
     def between(low: int, high: int) -> Cell:
         return other(f"t{low}-{high}", kappa=high, min_timestep=low)
 
-    def fast(lr: float) -> Cell:
+    def at_peak(lr: float) -> Cell:
         return spo if lr == RATES["spo"] else Cell(f"spo-lr-{lr:g}", at_rate(stepwise(), lr))
 
     return {
-        "rate": Table("SPO: the peak learning rate", {f"{lr:g}": fast(lr) for lr in GRID}),
+        "rate": Table("SPO: the peak learning rate", {f"{lr:g}": at_peak(lr) for lr in GRID}),
         "continuation": Table(
             "SPO: which candidate the next step starts from",
             {"random": spo, "win": other("win", continuation="win"), "lose": other("lose", continuation="lose")},
