@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +14,8 @@ from rollout.interfaces import QueueLost
 from rollout.replay_actor import QueueClient, create_queue
 from rollout.weights import AdapterVersion
 from rollout.weights_actor import create_mailbox
-from tests.rollout.live import LiveRun, kill, live_config, live_run
+from tests.polling import until
+from tests.rollout.live import TIMEOUT_SEC, LiveRun, kill, live_config, live_run
 from tests.tiny import make_group
 
 pytestmark = pytest.mark.timeout(600)
@@ -114,8 +114,7 @@ def test_held_producers_do_not_block_ranks_and_shards_that_die_lose_nothing_for_
     for ordinal in range(4):
         assert queue.put(*sent[ordinal]) == "stored"
     held = [actor.put.remote(*sent[ordinal]) for ordinal in range(4, 12)]
-    while queue.stats()["waiting_producers"] < 8:
-        time.sleep(0.05)
+    until(lambda: queue.stats()["waiting_producers"] >= 8, TIMEOUT_SEC, lambda: str(queue.stats()))
     assert queue.take(0, 1, 2, 0) == [sent[1][0]] and queue.take(0, 0, 2, 0) == [sent[0][0]]
     first, _ = ray.wait(held, num_returns=2)
     assert ray.get(first) == ["stored", "stored"]
